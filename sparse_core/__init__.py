@@ -1,0 +1,58 @@
+"""Neural networks that are never dense: sparse layers, and rules that move their connections while they learn.
+
+```python
+model = sparsify(model, sparsity=0.9, distribution="erk")
+optimizer = Adam(model.parameters(), lr=1e-3)
+sparsifier = Sparsifier.preset("rigl", model, optimizer, total_steps=10_000)
+...
+loss.backward(); optimizer.step(); sparsifier.step()
+```
+"""
+
+from sparse_core.adam import Adam
+from sparse_core.backends import BACKENDS
+from sparse_core.distributions import DISTRIBUTIONS, allocate, distribution
+from sparse_core.draws import generators
+from sparse_core.drop import DROP_RULES, drop_rule
+from sparse_core.grow import GROW_RULES, grow_rule
+from sparse_core.initialisation import INITIALISATIONS
+from sparse_core.layers import SparseLinear, SparseMLP, sparse_layers
+from sparse_core.optimizer_state import carry_state
+from sparse_core.presets import PRESETS, Preset
+from sparse_core.registry import Registry
+from sparse_core.schedules import SCHEDULES, Every
+from sparse_core.sparsifier import Sparsifier
+from sparse_core.sparsify import Plan, plan, sparsify
+from sparse_core.topology import Rewiring, Topology
+from sparse_core.view import Constraint, LayerView
+
+__all__ = [
+    "BACKENDS",
+    "DISTRIBUTIONS",
+    "DROP_RULES",
+    "GROW_RULES",
+    "INITIALISATIONS",
+    "PRESETS",
+    "SCHEDULES",
+    "Adam",
+    "Constraint",
+    "Every",
+    "LayerView",
+    "Plan",
+    "Preset",
+    "Registry",
+    "Rewiring",
+    "SparseLinear",
+    "SparseMLP",
+    "Sparsifier",
+    "Topology",
+    "allocate",
+    "carry_state",
+    "distribution",
+    "drop_rule",
+    "generators",
+    "grow_rule",
+    "plan",
+    "sparse_layers",
+    "sparsify",
+]

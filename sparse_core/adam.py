@@ -1,0 +1,115 @@
+"""Adam whose bias correction knows the age of every connection."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sparse_core.topology import Rewiring
+
+
+class Adam(Optimizer):
+    """Adam with per-connection age: a connection born late takes the first steps a new parameter would.
+
+    Plain Adam corrects its bias by one step count per tensor. A connection grown late has empty moments
+    but that old count, so its first step is (1-β₁)/√(1-β₂) ≈ 3.2 times too large. Here each entry of a
+    rewired parameter has its own count (Adam: Kingma & Ba 2015, arXiv:1412.6980; ages: SMET, arXiv:2606.00888).
+    Until a parameter is rewired for the first time its entries share one age.
+
+    Args:
+        params: parameters or groups.
+        lr: step size.
+        betas: decay of the first and second moment.
+        eps: added to the root of the second moment.
+        weight_decay: L2 coefficient.
+        decoupled: False adds the decay to the gradient (Adam's L2), True shrinks the weights (AdamW, arXiv:1711.05101).
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        decoupled: bool = False,
+    ) -> None:
+        for name, value in {"lr": lr, "eps": eps, "weight_decay": weight_decay}.items():
+            if not value >= 0 or math.isinf(value):
+                raise ValueError(f"`{name}` must be a finite number ≥ 0, got {value!r}")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"`betas` must both be in [0, 1), got {betas!r}")
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, decoupled=decoupled))
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update of every parameter that has a gradient; each operation runs over a whole group."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                self._update(group, parameters)
+        return loss
+
+    def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        states = [self._state_of(parameter) for parameter in parameters]
+        gradients: list[Any] = [parameter.grad for parameter in parameters]
+        first, second, ages = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "age"))
+        (beta1, beta2), lr, decay = group["betas"], group["lr"], group["weight_decay"]
+        if decay and group["decoupled"]:
+            torch._foreach_mul_(parameters, 1 - lr * decay)
+        elif decay:
+            gradients = list(torch._foreach_add(gradients, parameters, alpha=decay))
+        torch._foreach_add_(ages, 1)
+        torch._foreach_lerp_(first, gradients, 1 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, gradients, gradients, value=1 - beta2)
+        times = [age.to(parameter.dtype) for age, parameter in zip(ages, parameters, strict=True)]
+        denominators = torch._foreach_sqrt(second)
+        torch._foreach_div_(denominators, torch._foreach_sqrt(_unbias(times, beta2)))
+        torch._foreach_add_(denominators, group["eps"])
+        steps = torch._foreach_div(first, denominators)
+        torch._foreach_div_(steps, _unbias(times, beta1))
+        torch._foreach_add_(parameters, steps, alpha=-lr)
+
+    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[parameter]
+        if not state:
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+            state["age"] = torch.zeros((), dtype=torch.int32, device=parameter.device)
+        return state
+
+    def carry(self, parameter: Tensor, rewiring: Rewiring) -> None:
+        """Give every entry an age of its own before `parameter`'s state follows `rewiring`."""
+        state = self.state.get(parameter)
+        if state and state["age"].dim() == 0:
+            state["age"] = state["age"].expand(rewiring.before.numel()).clone()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's; ages come back as the integers they were (torch casts state to the parameter's dtype)."""
+        super().load_state_dict(state_dict)
+        saved = [key for group in state_dict["param_groups"] for key in group["params"]]
+        own = [parameter for group in self.param_groups for parameter in group["params"]]
+        for key, parameter in zip(saved, own, strict=True):
+            if "age" in state_dict["state"].get(key, ()):
+                age = state_dict["state"][key]["age"]
+                self.state[parameter]["age"] = age.to(parameter.device, torch.int32, copy=True)
+
+
+def _unbias(times: list[Tensor], beta: float) -> list[Tensor]:
+    """1 - βᵗ for each age, exact for small 1 - β."""
+    if beta == 0:
+        return [torch.ones_like(time) for time in times]
+    powers = torch._foreach_mul(times, math.log(beta))
+    torch._foreach_expm1_(powers)
+    torch._foreach_neg_(powers)
+    return list(powers)

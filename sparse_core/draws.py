@@ -1,0 +1,62 @@
+"""Random draws: every one names its generator, and generators of topology live on the CPU."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def generators(seed: int | None, *names: str) -> dict[str, torch.Generator]:
+    """One independent CPU generator per name; another name in the list moves none of the others.
+
+    Without a seed, one is drawn from torch's global generator.
+    """
+    if seed is None:
+        seed = int(torch.randint(2**63 - 1, ()))
+    streams = {}
+    for name in names:
+        sequence = np.random.SeedSequence(seed, spawn_key=(zlib.crc32(name.encode()),))
+        streams[name] = torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+    return streams
+
+
+def sample_distinct(population: int, count: int, generator: torch.Generator) -> Tensor:
+    """`count` distinct integers of 0 … population-1, uniform over all such sets, ascending (int64).
+
+    Time and memory are O(count): collisions are redrawn, and more than half of a population is
+    drawn as the complement of the rest.
+    """
+    if not 0 <= count <= population:
+        raise ValueError(f"`count` must be in [0, {population}] to draw distinct integers, got {count}")
+    if 2 * count > population:
+        kept = torch.ones(population, dtype=torch.bool)
+        kept[sample_distinct(population, population - count, generator)] = False
+        return kept.nonzero().squeeze(1)
+    drawn = torch.empty(0, dtype=torch.int64)
+    while drawn.numel() < count:
+        more = torch.randint(population, (count - drawn.numel(),), generator=generator)
+        drawn = torch.unique(torch.cat([drawn, more]))
+    return drawn
+
+
+def sample_outside(population: int, count: int, taken: Tensor, generator: torch.Generator) -> Tensor:
+    """`count` distinct integers of 0 … population-1 that are not in `taken` (sorted, unique), ascending.
+
+    The r-th free integer is r + the number of taken ones below it, found by bisection: O(count log taken).
+    """
+    ranks = sample_distinct(population - taken.numel(), count, generator)
+    gaps = taken - torch.arange(taken.numel())
+    return ranks + torch.searchsorted(gaps, ranks, right=True)
+
+
+def largest(scores: Tensor, count: int) -> Tensor:
+    """Indices of the `count` largest scores, ascending; equal scores are taken from the lowest index on."""
+    if count == 0:
+        return torch.empty(0, dtype=torch.int64, device=scores.device)
+    threshold = scores.topk(count).values[-1]
+    above = (scores > threshold).nonzero().squeeze(1)
+    level = (scores == threshold).nonzero().squeeze(1)[: count - above.numel()]
+    return torch.cat([above, level]).sort().values

@@ -1,0 +1,45 @@
+"""Which connections go: pure functions (view, count) -> indices of movable connections, ascending."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sparse_core.draws import largest, sample_distinct
+from sparse_core.registry import Registry
+from sparse_core.view import LayerView
+
+DropRule = Callable[[LayerView, int], Tensor]
+
+DROP_RULES: Registry[DropRule] = Registry("drop rule")
+drop_rule = DROP_RULES.register
+
+
+@drop_rule("magnitude")
+def weakest(view: LayerView, count: int) -> Tensor:
+    """Drop the `count` smallest |value| (RigL, arXiv:1911.11134)."""
+    return largest(-view.values.abs(), count)
+
+
+@drop_rule("signed")
+def weakest_of_each_sign(view: LayerView, count: int) -> Tensor:
+    """Drop the positive and the negative values closest to zero, each sign its share (SET, arXiv:1707.04780).
+
+    A value of exactly zero counts as positive, so it goes first among them.
+    """
+    negative = (view.values < 0).nonzero().squeeze(1)
+    positive = (view.values >= 0).nonzero().squeeze(1)
+    of_positive = count * positive.numel() // max(view.count, 1)
+    of_negative = min(count - of_positive, negative.numel())
+    chosen_positive = positive[largest(-view.values[positive], count - of_negative)]
+    chosen_negative = negative[largest(view.values[negative], of_negative)]
+    return torch.cat([chosen_positive, chosen_negative]).sort().values
+
+
+@drop_rule("random")
+def any_connections(view: LayerView, count: int) -> Tensor:
+    """Drop uniformly at random: the control that every other rule must beat."""
+    return sample_distinct(view.count, count, view.generator)
+

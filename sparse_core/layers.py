@@ -1,0 +1,392 @@
+"""Layers that own their connections: values and integer indices, no mask and no dense weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparse_core.backends import BACKENDS
+from sparse_core.distributions import Distribution, allocate, check_sparsity
+from sparse_core.initialisation import INITIALISATIONS
+from sparse_core.signals import Capture
+from sparse_core.topology import Rewiring, Topology
+
+
+class SparseLinear(nn.Module):
+    """A linear layer that stores only its connections; called like `nn.Linear`, batch first, any leading shape.
+
+    `values` is a 1-D parameter, one entry per movable connection in the topology's order; indices are
+    buffers. Frozen connections and biases are buffers too, so no optimizer can touch them.
+
+    Args:
+        in_features: inputs.
+        out_features: outputs.
+        bias: whether outputs have a bias (dense: one each).
+        sparsity: share of connections left out, in [0, 1); the topology is drawn uniformly. Or give
+        topology: the connectivity itself, of shape (out_features, in_features).
+        init: a name from `INITIALISATIONS`: `"torch"`, or `"fan-in"` (scaled for the actual fan-in).
+        generator: draws topology, then values, then biases; torch's global one by default.
+        backend: what multiplies, a name from `BACKENDS`.
+        device: of values and indices.
+        dtype: of values and biases.
+    """
+
+    values: Tensor
+    bias: Tensor | None
+    row_pointer: Tensor
+    columns: Tensor
+    frozen: Tensor
+    frozen_values: Tensor
+    positions: Tensor
+    frozen_positions: Tensor
+    frozen_bias: Tensor
+    frozen_bias_values: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        sparsity: float | None = None,
+        topology: Topology | None = None,
+        init: str = "torch",
+        generator: torch.Generator | None = None,
+        backend: str = "gemm",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if min(in_features, out_features) < 1:
+            raise ValueError(f"a layer needs at least one input and one output, got {in_features} → {out_features}")
+        scale = INITIALISATIONS[init]
+        shape = (out_features, in_features)
+        generator = torch.default_generator if generator is None else generator
+        if (sparsity is None) == (topology is None):
+            raise ValueError("give either `sparsity` or `topology`, not both and not neither")
+        if sparsity is not None:
+            nnz = round((1 - check_sparsity(sparsity)) * in_features * out_features)
+            if nnz < 1:
+                raise ValueError(f"`sparsity` {sparsity} leaves no connection of {in_features}×{out_features}; lower it")
+            topology = Topology.random(shape, nnz, generator)
+        assert topology is not None
+        if topology.shape != shape:
+            raise ValueError(f"`topology` must have shape {shape} (out, in), got {topology.shape}")
+        self.in_features, self.out_features = in_features, out_features
+        self._settle_backend(backend)
+        self.capture: Capture | None = None
+        bound = in_features**-0.5
+        dtype = dtype or torch.get_default_dtype()
+        values = torch.empty(topology.nnz, dtype=dtype).uniform_(-bound, bound, generator=generator)
+        self.values = nn.Parameter((values * scale(topology).to(dtype)).to(device))
+        if bias:
+            self.bias = nn.Parameter(
+                torch.empty(out_features, dtype=dtype).uniform_(-bound, bound, generator=generator).to(device)
+            )
+        else:
+            self.register_parameter("bias", None)
+        empty = torch.empty(0, dtype=torch.int32, device=device)
+        self.register_buffer("row_pointer", topology.row_pointer.to(device, copy=True))
+        self.register_buffer("columns", topology.columns.to(device, copy=True))
+        self.register_buffer("frozen", empty.clone())  # indices of frozen connections, topology order
+        self.register_buffer("frozen_values", empty.to(dtype))
+        self.register_buffer("frozen_bias", empty.clone())  # outputs whose bias is frozen
+        self.register_buffer("frozen_bias_values", empty.to(dtype))
+        self.register_buffer("positions", empty.long(), persistent=False)
+        self.register_buffer("frozen_positions", empty.long(), persistent=False)
+        self._index()
+
+    @classmethod
+    def from_dense(
+        cls, linear: nn.Linear, topology: Topology, *, init: str = "torch", backend: str = "gemm"
+    ) -> SparseLinear:
+        """The connections of a dense layer at `topology`, with its weights (scaled if `init` says so) and biases."""
+        layer = cls(
+            linear.in_features, linear.out_features, linear.bias is not None, topology=topology, backend=backend,
+            generator=torch.Generator(), device=linear.weight.device, dtype=linear.weight.dtype,
+        )  # fmt: skip
+        with torch.no_grad():
+            scale = INITIALISATIONS[init](topology).to(layer.values)
+            layer.values.copy_(linear.weight.flatten()[layer.positions] * scale)
+            if layer.bias is not None and linear.bias is not None:
+                layer.bias.copy_(linear.bias)
+        return layer.train(linear.training)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out_features, in_features)."""
+        return self.out_features, self.in_features
+
+    @property
+    def nnz(self) -> int:
+        """Connections, movable and frozen."""
+        return self.columns.numel()
+
+    @property
+    def sparsity(self) -> float:
+        """Share of possible connections that are absent."""
+        return 1 - self.nnz / (self.out_features * self.in_features)
+
+    @property
+    def topology(self) -> Topology:
+        """A snapshot of the connectivity, movable and frozen together, on the CPU."""
+        return Topology(self.shape, self.row_pointer.cpu().clone(), self.columns.cpu().clone())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Inputs (…, in_features) to outputs (…, out_features)."""
+        if inputs.shape[-1] != self.in_features:
+            raise ValueError(f"inputs must have {self.in_features} features last, got shape {tuple(inputs.shape)}")
+        return self._product(inputs, self)
+
+    def effective_bias(self) -> Tensor | None:
+        """All biases (out_features,), movable and frozen merged; None without bias."""
+        if self.bias is None or not self.frozen_bias.numel():
+            return self.bias
+        merged = self.bias.new_zeros(self.out_features).index_copy(0, self.frozen_bias.long(), self.frozen_bias_values)
+        return merged.index_copy(0, self._movable_biases(), self.bias)
+
+    @torch.no_grad()
+    def to_dense(self) -> nn.Linear:
+        """A dense `nn.Linear` copy with zeros where there is no connection."""
+        linear = nn.Linear(
+            self.in_features, self.out_features, self.bias is not None, device=self.values.device, dtype=self.values.dtype
+        )
+        weight = linear.weight.zero_().view(-1)
+        weight[self.positions] = self.values
+        weight[self.frozen_positions] = self.frozen_values
+        bias = self.effective_bias()
+        if bias is not None:
+            linear.bias.copy_(bias)
+        return linear
+
+    @torch.no_grad()
+    def rewire(self, rewiring: Rewiring, fill: float = 0.0) -> None:
+        """Apply one change: kept connections keep their value, new ones start at `fill`; frozen ones stay.
+
+        In place where the count stays; otherwise `values` takes the new length under the same Parameter.
+        """
+        if rewiring.shape != self.shape or not torch.equal(rewiring.before, self.positions.cpu()):
+            raise ValueError("this change was made for another topology; make a new one from the layer as it is")
+        values = rewiring.carry(self.values, fill)
+        gradient = None if self.values.grad is None else rewiring.carry(self.values.grad)
+        frozen = self.frozen_positions.cpu()
+        positions = torch.cat([rewiring.after, frozen]).sort().values
+        topology = Topology.from_positions(self.shape, positions)
+        _assign(self, "columns", topology.columns)
+        self.row_pointer.copy_(topology.row_pointer)
+        _assign(self, "frozen", torch.searchsorted(positions, frozen).to(torch.int32))
+        _assign(self, "values", values)
+        self.values.grad = gradient
+        self._index()
+
+    @torch.no_grad()
+    def freeze(self, positions: Tensor | None = None, biases: Tensor | None = None) -> tuple[Rewiring, Tensor]:
+        """Move connections (flat positions; None: all) and biases (outputs) from parameters to buffers.
+
+        Returns the change of `values` (frozen ones count as dropped) and the indices of the biases that
+        stay movable, with which optimizer state follows; `Sparsifier.freeze` does that.
+        """
+        movable = self.positions.to("cpu", copy=True)
+        positions = movable if positions is None else positions.to("cpu", torch.int64).sort().values
+        if not bool(torch.isin(positions, movable).all()):
+            raise ValueError("only movable connections of this layer can be frozen; some positions are not among them")
+        rewiring = Rewiring.of(self.shape, movable, torch.searchsorted(movable, positions), movable.new_empty(0))
+        stays = rewiring.source.to(self.values.device)
+        merged_positions, order = torch.cat([self.frozen_positions.cpu(), positions]).sort()
+        moved = self.values[torch.searchsorted(movable, positions).to(self.values.device)]
+        _assign(self, "frozen_values", torch.cat([self.frozen_values, moved])[order.to(moved.device)])
+        _assign(self, "frozen", torch.searchsorted(self.topology.positions, merged_positions).to(torch.int32))
+        gradient = self.values.grad
+        _assign(self, "values", self.values[stays])
+        self.values.grad = None if gradient is None else gradient[stays]
+        kept_biases = self._freeze_biases(biases)
+        self._index()
+        return rewiring, kept_biases
+
+    def _freeze_biases(self, outputs: Tensor | None) -> Tensor:
+        if self.bias is None:
+            return torch.empty(0, dtype=torch.int64)
+        movable = self._movable_biases()
+        if outputs is None or not outputs.numel():
+            return torch.arange(movable.numel())
+        outputs = outputs.to(movable).unique()
+        if not bool(torch.isin(outputs, movable).all()):
+            raise ValueError("only biases that are still movable can be frozen; some outputs are not among them")
+        stays = (~torch.isin(movable, outputs)).nonzero().squeeze(1)
+        frozen, order = torch.cat([self.frozen_bias.long(), outputs]).sort()
+        values = torch.cat([self.frozen_bias_values, self.bias[torch.searchsorted(movable, outputs)]])[order]
+        gradient = self.bias.grad
+        _assign(self, "bias", self.bias[stays])
+        self.bias.grad = None if gradient is None else gradient[stays]
+        _assign(self, "frozen_bias", frozen.to(torch.int32))
+        _assign(self, "frozen_bias_values", values)
+        return stays.cpu()
+
+    def _movable_biases(self) -> Tensor:
+        movable = torch.ones(self.out_features, dtype=torch.bool, device=self.frozen_bias.device)
+        movable[self.frozen_bias.long()] = False
+        return movable.nonzero().squeeze(1)
+
+    def _index(self) -> None:
+        """Rebuild what follows from the persistent indices: flat positions of movable and frozen connections."""
+        rows = torch.repeat_interleave(
+            torch.arange(self.out_features, device=self.columns.device), self.row_pointer.diff(), output_size=self.nnz
+        )
+        positions = rows * self.in_features + self.columns
+        movable = torch.ones(self.nnz, dtype=torch.bool, device=positions.device)
+        movable[self.frozen.long()] = False
+        _assign(self, "positions", positions[movable])
+        _assign(self, "frozen_positions", positions[~movable])
+
+    def _settle_backend(self, backend: str) -> None:
+        self._product: Callable[[Tensor, SparseLinear], Tensor] = BACKENDS[backend]
+        self.backend = backend
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        incoming = {name: state_dict[prefix + name] for name in _RESIZABLE if prefix + name in state_dict}
+        if "columns" in incoming and prefix + "row_pointer" in state_dict:
+            # Built for its checks: a damaged or foreign file must not become an index out of bounds.
+            topology = Topology(self.shape, state_dict[prefix + "row_pointer"].cpu(), incoming["columns"].cpu())
+            frozen = incoming.get("frozen", self.frozen).numel()
+            movable = incoming.get("values", self.values).numel()
+            if topology.nnz != frozen + movable:
+                raise ValueError(f"{prefix}values holds {movable} values for {topology.nnz - frozen} movable connections")
+        with torch.no_grad():
+            for name, tensor in incoming.items():
+                own = getattr(self, name)
+                if own is not None and own.shape != tensor.shape:
+                    _assign(self, name, own.new_empty(tensor.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._index()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight":
+            raise AttributeError("a SparseLinear has no dense `weight`; read `values`, or make a copy with `to_dense()`")
+        return super().__getattr__(name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_product": None, "capture": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._settle_backend(self.backend)
+
+    def extra_repr(self) -> str:
+        """Sizes, exact count, sparsity and backend."""
+        frozen = f", frozen={self.frozen.numel()}" if self.frozen.numel() else ""
+        return (
+            f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, "
+            f"nnz={self.nnz}, sparsity={self.sparsity:.4f}{frozen}, backend={self.backend}"
+        )
+
+
+_RESIZABLE = ("values", "bias", "columns", "frozen", "frozen_values", "frozen_bias", "frozen_bias_values")
+
+
+def _assign(layer: SparseLinear, name: str, tensor: Tensor) -> None:
+    """In place where the length stays, so that storage stays where it is; otherwise under the same object."""
+    own = getattr(layer, name)
+    if own.shape == tensor.shape:
+        own.data.copy_(tensor)
+    else:
+        own.grad = None
+        own.data = tensor.detach().to(own.device, own.dtype, copy=True)
+
+
+class SparseMLP(nn.Sequential):
+    """A multilayer perceptron whose sparsity is exact over the whole network; layers at density 1 are `nn.Linear`.
+
+    Args:
+        sizes: features from input to output, e.g. [17, 256, 256, 6].
+        sparsity: 1 - connections / Σ in × out over all layers, dense ones included, biases not.
+        distribution: how the connections are shared out (see `allocate`).
+        dense: layers kept dense: `"input"`, `"output"` or indices.
+        activation: between layers.
+        output_activation: after the last one, if any.
+        init: see `SparseLinear`.
+        generator: draws every layer's topology and weights in order.
+        backend: see `SparseLinear`.
+        device: see `SparseLinear`.
+        dtype: see `SparseLinear`.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        sparsity: float,
+        distribution: str | Distribution = "erk",
+        dense: Sequence[str | int] = ("output",),
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        output_activation: Callable[[], nn.Module] | None = None,
+        init: str = "torch",
+        generator: torch.Generator | None = None,
+        backend: str = "gemm",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if len(sizes) < 2 or min(sizes) < 1:
+            raise ValueError(f"`sizes` must name at least an input and an output, all positive, got {list(sizes)}")
+        generator = torch.default_generator if generator is None else generator
+        shapes = [(fan_out, fan_in) for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True)]
+        kept = dense_indices(dense, [str(index) for index in range(len(shapes))]) if sparsity else set(range(len(shapes)))
+        counts = allocate(shapes, sparsity, distribution, kept)
+        modules: list[nn.Module] = []
+        for index, ((fan_out, fan_in), count) in enumerate(zip(shapes, counts, strict=True)):
+            if count == fan_in * fan_out:
+                modules.append(_dense_linear(fan_in, fan_out, generator, device, dtype))
+            else:
+                topology = Topology.random((fan_out, fan_in), count, generator)
+                modules.append(
+                    SparseLinear(
+                        fan_in, fan_out, topology=topology, init=init, generator=generator, backend=backend,
+                        device=device, dtype=dtype,
+                    )
+                )  # fmt: skip
+            last = index == len(shapes) - 1
+            closing = output_activation if last else activation
+            if closing is not None:
+                modules.append(closing())
+        super().__init__(*modules)
+
+
+def dense_indices(dense: Sequence[str | int], names: Sequence[str]) -> set[int]:
+    """Indices of the layers that `dense` names: `"input"`, `"output"`, an index, or a glob over `names`.
+
+    A network of one layer has no separate input or output layer.
+    """
+    chosen: set[int] = set()
+    for item in dense:
+        if item in ("input", "output"):
+            if len(names) > 1:
+                chosen.add(0 if item == "input" else len(names) - 1)
+            continue
+        found = {item % len(names)} if isinstance(item, int) and -len(names) <= item < len(names) else set()
+        if isinstance(item, str):
+            found = {index for index, name in enumerate(names) if fnmatchcase(name, item)}
+        if not found:
+            raise ValueError(f"`dense` names no layer with {item!r}; known: 'input', 'output', {', '.join(names)}")
+        chosen |= found
+    return chosen
+
+
+def _dense_linear(
+    fan_in: int, fan_out: int, generator: torch.Generator, device: torch.device | str | None, dtype: torch.dtype | None
+) -> nn.Linear:
+    """A plain `nn.Linear` with torch's own initial distribution, drawn from the named generator."""
+    linear = nn.Linear(fan_in, fan_out, device="meta", dtype=dtype).to_empty(device=device or "cpu")
+    bound = fan_in**-0.5
+    with torch.no_grad():
+        for parameter in (linear.weight, linear.bias):
+            drawn = torch.empty(parameter.shape, dtype=parameter.dtype).uniform_(-bound, bound, generator=generator)
+            parameter.copy_(drawn)
+    return linear
+
+
+def sparse_layers(model: nn.Module) -> dict[str, SparseLinear]:
+    """Every sparse layer of a model by its name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}

@@ -1,0 +1,64 @@
+"""Optimizer state that follows its connections, for any elementwise torch optimizer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sparse_core.adam import Adam
+from sparse_core.topology import Rewiring
+
+# One entry of these optimizers' update depends on that entry alone, so state can move entry by entry.
+ELEMENTWISE = (
+    torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax,
+    torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.ASGD, torch.optim.Rprop, Adam,
+)  # fmt: skip
+
+
+def check_elementwise(optimizer: Optimizer) -> None:
+    """Raise a `TypeError` unless the optimizer updates every entry by that entry's own state.
+
+    An optimizer of your own says so with a class attribute `elementwise = True`.
+    """
+    if isinstance(optimizer, ELEMENTWISE) or getattr(optimizer, "elementwise", False):
+        return
+    known = ", ".join(sorted(kind.__name__ for kind in ELEMENTWISE))
+    raise TypeError(
+        f"{type(optimizer).__name__} is not known to be elementwise, so its state cannot follow connections that move; "
+        f"use one of {known}, or set `elementwise = True` on your own elementwise optimizer"
+    )
+
+
+def carry_state(optimizer: Optimizer, parameter: Tensor, rewiring: Rewiring) -> None:
+    """Move every per-connection state tensor of `parameter` along `rewiring`; new connections get fresh state.
+
+    Such tensors are found by shape (one entry per connection before the change), not by name.
+    """
+    if isinstance(optimizer, Adam):
+        optimizer.carry(parameter, rewiring)
+    state = optimizer.state.get(parameter, {})
+    before = rewiring.before.numel()
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor) or tensor.dim() == 0:
+            continue
+        if tensor.shape != (before,):
+            raise TypeError(
+                f"state {name!r} of {type(optimizer).__name__} has shape {tuple(tensor.shape)} for {before} connections: "
+                "it is not elementwise and cannot follow connections that move"
+            )
+        carried = rewiring.carry(tensor, _fresh(optimizer, parameter, name))
+        if carried.shape == tensor.shape:
+            tensor.copy_(carried)
+        else:
+            state[name] = carried
+
+
+def _fresh(optimizer: Optimizer, parameter: Tensor, name: str) -> float:
+    """What a new parameter's state would start at."""
+    group = next(group for group in optimizer.param_groups if any(parameter is other for other in group["params"]))
+    if isinstance(optimizer, torch.optim.Rprop) and name == "step_size":
+        return float(group["lr"])
+    if isinstance(optimizer, torch.optim.Adagrad) and name == "sum":
+        return float(group["initial_accumulator_value"])
+    return 0.0

@@ -1,0 +1,95 @@
+"""What a rule may ask of training: inputs and output gradients, captured at update steps only."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparse_core.draws import largest
+
+BLOCK_CELLS = 1 << 20  # cells of the dense gradient looked at together: 4 MiB in float32
+
+
+class Capture:
+    """Inputs X and output gradients Δ of one layer over its last `batches` batches.
+
+    `batch` is set by whoever counts batches; several backward passes of one batch are kept together.
+    """
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+        self.batch = 0
+        self._pairs: deque[tuple[int, Tensor, Tensor]] = deque()
+
+    def add(self, inputs: Tensor, gradients: Tensor) -> None:
+        """Keep one backward pass: inputs (B, in_features) and output gradients (B, out_features)."""
+        self._pairs.append((self.batch, inputs.detach(), gradients.detach()))
+        kept = sorted({batch for batch, _, _ in self._pairs})[-self.batches :]
+        while self._pairs[0][0] < kept[0]:
+            self._pairs.popleft()
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def gradient_rows(self, start: int, stop: int) -> Tensor:
+        """Rows start … stop-1 of the dense gradient Σ ΔᵀX over the kept batches, (stop-start, in_features)."""
+        return torch.stack([gradients[:, start:stop].T @ inputs for _, inputs, gradients in self._pairs]).sum(0)
+
+    def state(self) -> list[tuple[int, Tensor, Tensor]]:
+        """What is kept, for a checkpoint taken between capture and change."""
+        return list(self._pairs)
+
+    def load(self, pairs: list[Any]) -> None:
+        """Put back what `state` gave."""
+        self._pairs = deque((int(batch), inputs, gradients) for batch, inputs, gradients in pairs)
+
+
+def row_blocks(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """(start, stop) of row blocks of at most `BLOCK_CELLS` cells that cover a matrix."""
+    height = max(1, BLOCK_CELLS // shape[1])
+    for start in range(0, shape[0], height):
+        yield start, min(start + height, shape[0])
+
+
+def streamed_largest(
+    shape: tuple[int, int], count: int, blocked: Tensor, rows_of: Callable[[int, int], Tensor]
+) -> Tensor:
+    """Flat positions of the `count` largest |score| outside `blocked`: exact, in O(count + block) memory.
+
+    Args:
+        shape: (out_features, in_features) of the score matrix.
+        count: how many; at least that many positions must be free.
+        blocked: flat positions never taken, ascending.
+        rows_of: (start, stop) -> those rows of the score matrix; -inf marks a cell never taken.
+
+    Returns:
+        (count,) int64 on the CPU, ascending; ties are taken from the lowest position on.
+    """
+    if count == 0:
+        return torch.empty(0, dtype=torch.int64)
+    best_scores: Tensor | None = None
+    best = torch.empty(0, dtype=torch.int64)
+    for start, stop in row_blocks(shape):
+        rows = rows_of(start, stop)
+        never = rows == -torch.inf
+        scores = rows.abs().masked_fill(never, -1)
+        if not bool(torch.isfinite(scores).all()):
+            raise FloatingPointError("the growth signal is not finite: training has diverged; lower the learning rate")
+        first, last = torch.searchsorted(blocked, torch.tensor([start * shape[1], stop * shape[1]])).tolist()
+        inside = (blocked[first:last] - start * shape[1]).to(scores.device)
+        scores = scores.flatten().index_fill(0, inside, -1)
+        chosen = largest(scores, min(count, scores.numel()))
+        found = scores[chosen]
+        positions = chosen + start * shape[1]
+        if best_scores is not None:
+            found, positions = torch.cat([best_scores, found]), torch.cat([best.to(positions.device), positions])
+        top = largest(found, min(count, found.numel()))
+        best_scores, best = found[top], positions[top]
+    assert best_scores is not None
+    if best.numel() < count or bool((best_scores < 0).any()):
+        raise ValueError(f"{count} new connections were wanted, but fewer positions are free; lower the drop fraction")
+    return best.cpu()

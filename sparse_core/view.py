@@ -1,0 +1,98 @@
+"""What a rule may see of a layer: its movable connections, where growth is allowed, and signals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from sparse_core.draws import sample_outside
+from sparse_core.signals import Capture, streamed_largest
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """Where growth is allowed: these outputs and inputs (indices; None: all). The core never asks why."""
+
+    outputs: Tensor | None = None
+    inputs: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """A read-only view of one layer for drop and grow rules; everything but `capture` is on the CPU."""
+
+    shape: tuple[int, int]
+    positions: Tensor  # (n,) int64 flat positions of the movable connections, ascending
+    values: Tensor  # (n,) their values
+    blocked: Tensor  # int64 flat positions where nothing may grow, ascending
+    generator: torch.Generator
+    capture: Capture | None = None
+    constraint: Constraint = Constraint()
+
+    @property
+    def count(self) -> int:
+        """Number of movable connections."""
+        return self.positions.numel()
+
+    @property
+    def vacant_count(self) -> int:
+        """Number of positions where a connection may grow."""
+        return self._outputs.numel() * self._inputs.numel() - self._blocked_ranks.numel()
+
+    @cached_property
+    def _outputs(self) -> Tensor:
+        chosen = self.constraint.outputs
+        return torch.arange(self.shape[0]) if chosen is None else chosen.cpu().long().unique()
+
+    @cached_property
+    def _inputs(self) -> Tensor:
+        chosen = self.constraint.inputs
+        return torch.arange(self.shape[1]) if chosen is None else chosen.cpu().long().unique()
+
+    @cached_property
+    def _blocked_ranks(self) -> Tensor:
+        """Ranks, within allowed outputs × allowed inputs, of the blocked positions in there."""
+        if self.constraint.outputs is None and self.constraint.inputs is None:
+            return self.blocked
+        row, column = self.blocked // self.shape[1], self.blocked % self.shape[1]
+        inside = torch.isin(row, self._outputs) & torch.isin(column, self._inputs)
+        row = torch.searchsorted(self._outputs, row[inside])
+        return row * self._inputs.numel() + torch.searchsorted(self._inputs, column[inside])
+
+    def sample_vacant(self, count: int) -> Tensor:
+        """`count` positions drawn uniformly from those where growth is allowed, ascending; O(count log n)."""
+        width = self._inputs.numel()
+        ranks = sample_outside(self._outputs.numel() * width, count, self._blocked_ranks, self.generator)
+        return self._outputs[ranks // width] * self.shape[1] + self._inputs[ranks % width]
+
+    def strongest_gradients(self, count: int) -> Tensor:
+        """The `count` positions with the largest |dense gradient| where growth is allowed, ascending.
+
+        Exact, streamed from the captured batches in row blocks: the dense gradient never exists as a whole.
+        """
+        capture = self.capture
+        if capture is None or not len(capture):
+            raise RuntimeError(
+                "gradient growth needs captured inputs and output gradients, but none came: run the model forward and "
+                "backward between two topology changes, with capture not paused"
+            )
+        shut_outputs = _complement(self._outputs, self.shape[0])
+        shut_inputs = _complement(self._inputs, self.shape[1])
+
+        def rows(start: int, stop: int) -> Tensor:
+            scores = capture.gradient_rows(start, stop)
+            inside = shut_outputs[(shut_outputs >= start) & (shut_outputs < stop)] - start
+            scores[inside.to(scores.device)] = -torch.inf
+            scores[:, shut_inputs.to(scores.device)] = -torch.inf
+            return scores
+
+        return streamed_largest(self.shape, count, self.blocked, rows)
+
+
+def _complement(chosen: Tensor, size: int) -> Tensor:
+    absent = torch.ones(size, dtype=torch.bool)
+    absent[chosen] = False
+    return absent.nonzero().squeeze(1)
