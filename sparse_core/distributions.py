@@ -61,16 +61,22 @@ def allocate(
     sparsity = check_sparsity(sparsity)
     cells = [math.prod(shape) for shape in shapes]
     total = sum(cells)
+    unknown = [index for index in dense if not 0 <= index < len(shapes)]
+    if unknown:
+        raise ValueError(f"`dense` must hold indices of the {len(shapes)} layers from 0 on, got {unknown}")
+    if sparsity == 0:
+        return cells
     target = total - round(sparsity * total)
     sparse = [index for index in range(len(shapes)) if index not in dense]
-    budget = target - sum(cells[index] for index in dense)
     available = sum(cells[index] for index in sparse)
+    budget = target - (total - available)
     # A layer with no connection cuts the network in two, so every layer keeps at least one.
     if not len(sparse) <= budget <= available:
         most = 1 - (total - available + len(sparse)) / total
         raise ValueError(
-            f"`sparsity` {sparsity:g} cannot be met: of {total} connections {total - available} are in layers kept dense and "
-            f"each other layer needs one, so at most {most:.6g} can; lower it, widen the network or keep fewer layers dense"
+            f"`sparsity` {sparsity:g} cannot be met: of {total} connections {total - available} are in layers kept "
+            f"dense and each other layer needs one, so at most {most:.6g} can; lower it, widen the network or keep "
+            "fewer layers dense"
         )
     relative = _relative_densities(distribution, [shapes[index] for index in sparse])
     counts = list(cells)
@@ -81,7 +87,12 @@ def allocate(
 
 def _relative_densities(distribution: str | Distribution, shapes: Sequence[Shape]) -> list[float]:
     if callable(distribution):
-        return distribution(shapes)
+        relative = distribution(shapes)
+        if len(relative) != len(shapes) or not all(0 < density < math.inf for density in relative):
+            raise ValueError(
+                f"`distribution` must return one positive density for each of the {len(shapes)} sparse layers, got {relative!r}"
+            )
+        return relative
     name, _, text = distribution.partition(":")
     relative = DISTRIBUTIONS[name](shapes)
     if not text:

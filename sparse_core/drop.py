@@ -42,4 +42,3 @@ def weakest_of_each_sign(view: LayerView, count: int) -> Tensor:
 def any_connections(view: LayerView, count: int) -> Tensor:
     """Drop uniformly at random: the control that every other rule must beat."""
     return sample_distinct(view.count, count, view.generator)
-

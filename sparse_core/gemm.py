@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from sparse_core.signals import Capture
@@ -64,5 +64,3 @@ class GemmLinear(torch.autograd.Function):
 def scratch_cells(shape: tuple[int, int]) -> int:
     """Cells of scratch that one layer of this shape holds between forward and backward."""
     return shape[0] * shape[1]
-
-

@@ -17,7 +17,7 @@ INITIALISATIONS: Registry[Scheme] = Registry("initialisation")
 
 @INITIALISATIONS.register("torch")
 def as_torch(topology: Topology) -> Tensor:
-    """torch's own `nn.Linear` scale, which knows only `in_features` (as in the DS-TD3 release)."""
+    """The scale of torch's own `nn.Linear`, which knows only `in_features` (as in the DS-TD3 release)."""
     return torch.ones(topology.nnz, dtype=torch.float64)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -71,7 +72,9 @@ class SparseLinear(nn.Module):
         if sparsity is not None:
             nnz = round((1 - check_sparsity(sparsity)) * in_features * out_features)
             if nnz < 1:
-                raise ValueError(f"`sparsity` {sparsity} leaves no connection of {in_features}×{out_features}; lower it")
+                raise ValueError(
+                    f"`sparsity` {sparsity} leaves no connection of {in_features}×{out_features}; lower it"
+                )
             topology = Topology.random(shape, nnz, generator)
         assert topology is not None
         if topology.shape != shape:
@@ -112,8 +115,9 @@ class SparseLinear(nn.Module):
         with torch.no_grad():
             scale = INITIALISATIONS[init](topology).to(layer.values)
             layer.values.copy_(linear.weight.flatten()[layer.positions] * scale)
+            layer.values.requires_grad_(linear.weight.requires_grad)
             if layer.bias is not None and linear.bias is not None:
-                layer.bias.copy_(linear.bias)
+                layer.bias.copy_(linear.bias).requires_grad_(linear.bias.requires_grad)
         return layer.train(linear.training)
 
     @property
@@ -151,10 +155,10 @@ class SparseLinear(nn.Module):
 
     @torch.no_grad()
     def to_dense(self) -> nn.Linear:
-        """A dense `nn.Linear` copy with zeros where there is no connection."""
+        """A dense `nn.Linear` copy with zeros where there is no connection; draws nothing."""
         linear = nn.Linear(
-            self.in_features, self.out_features, self.bias is not None, device=self.values.device, dtype=self.values.dtype
-        )
+            self.in_features, self.out_features, self.bias is not None, device="meta", dtype=self.values.dtype
+        ).to_empty(device=self.values.device)
         weight = linear.weight.zero_().view(-1)
         weight[self.positions] = self.values
         weight[self.frozen_positions] = self.frozen_values
@@ -191,9 +195,13 @@ class SparseLinear(nn.Module):
         stay movable, with which optimizer state follows; `Sparsifier.freeze` does that.
         """
         movable = self.positions.to("cpu", copy=True)
-        positions = movable if positions is None else positions.to("cpu", torch.int64).sort().values
+        positions = movable if positions is None else positions.to("cpu", torch.int64).unique()
         if not bool(torch.isin(positions, movable).all()):
             raise ValueError("only movable connections of this layer can be frozen; some positions are not among them")
+        if self.bias is not None and biases is not None:
+            biases = biases.to(self.bias.device, torch.int64).unique()
+            if not bool(torch.isin(biases, self._movable_biases()).all()):
+                raise ValueError("only biases that are still movable can be frozen; some outputs are not among them")
         rewiring = Rewiring.of(self.shape, movable, torch.searchsorted(movable, positions), movable.new_empty(0))
         stays = rewiring.source.to(self.values.device)
         merged_positions, order = torch.cat([self.frozen_positions.cpu(), positions]).sort()
@@ -213,9 +221,6 @@ class SparseLinear(nn.Module):
         movable = self._movable_biases()
         if outputs is None or not outputs.numel():
             return torch.arange(movable.numel())
-        outputs = outputs.to(movable).unique()
-        if not bool(torch.isin(outputs, movable).all()):
-            raise ValueError("only biases that are still movable can be frozen; some outputs are not among them")
         stays = (~torch.isin(movable, outputs)).nonzero().squeeze(1)
         frozen, order = torch.cat([self.frozen_bias.long(), outputs]).sort()
         values = torch.cat([self.frozen_bias_values, self.bias[torch.searchsorted(movable, outputs)]])[order]
@@ -247,25 +252,30 @@ class SparseLinear(nn.Module):
         self.backend = backend
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        incoming = {name: state_dict[prefix + name] for name in _RESIZABLE if prefix + name in state_dict}
-        if "columns" in incoming and prefix + "row_pointer" in state_dict:
-            # Built for its checks: a damaged or foreign file must not become an index out of bounds.
-            topology = Topology(self.shape, state_dict[prefix + "row_pointer"].cpu(), incoming["columns"].cpu())
-            frozen = incoming.get("frozen", self.frozen).numel()
-            movable = incoming.get("values", self.values).numel()
-            if topology.nnz != frozen + movable:
-                raise ValueError(f"{prefix}values holds {movable} values for {topology.nnz - frozen} movable connections")
-        with torch.no_grad():
-            for name, tensor in incoming.items():
-                own = getattr(self, name)
-                if own is not None and own.shape != tensor.shape:
-                    _assign(self, name, own.new_empty(tensor.shape))
+        own = {name: tensor for name in _PERSISTENT if (tensor := getattr(self, name)) is not None}
+        incoming = {name: state_dict[prefix + name] for name in own if prefix + name in state_dict}
+        # Incomplete: torch names what is missing, and nothing takes another length.
+        if len(incoming) == len(own):
+            self._check_incoming(prefix, incoming)
+            with torch.no_grad():
+                for name, tensor in incoming.items():
+                    if own[name].shape != tensor.shape:
+                        _assign(self, name, own[name].new_empty(tensor.shape))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._index()
 
+    def _check_incoming(self, prefix: str, incoming: dict[str, Tensor]) -> None:
+        """Raise for a damaged or foreign file, before it becomes an index out of bounds."""
+        topology = Topology(self.shape, incoming["row_pointer"].cpu(), incoming["columns"].cpu())
+        _check_parts(prefix, incoming, "values", "frozen", topology.nnz)
+        if "bias" in incoming:
+            _check_parts(prefix, incoming, "bias", "frozen_bias", self.out_features)
+
     def __getattr__(self, name: str) -> Any:
         if name == "weight":
-            raise AttributeError("a SparseLinear has no dense `weight`; read `values`, or make a copy with `to_dense()`")
+            raise AttributeError(
+                "a SparseLinear has no dense `weight`; read `values`, or make a copy with `to_dense()`"
+            )
         return super().__getattr__(name)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -284,14 +294,29 @@ class SparseLinear(nn.Module):
         )
 
 
-_RESIZABLE = ("values", "bias", "columns", "frozen", "frozen_values", "frozen_bias", "frozen_bias_values")
+_PERSISTENT = (
+    "values", "bias", "row_pointer", "columns", "frozen", "frozen_values", "frozen_bias", "frozen_bias_values",
+)  # fmt: skip
+
+
+def _check_parts(prefix: str, incoming: dict[str, Tensor], movable: str, frozen: str, total: int) -> None:
+    """Raise unless movable and frozen entries together are `total`, and the frozen ones point among them."""
+    count, indices, values = incoming[movable].numel(), incoming[frozen], incoming[f"{frozen}_values"]
+    if count + indices.numel() != total:
+        raise ValueError(f"{prefix}{movable} holds {count} values for {total - indices.numel()} movable connections")
+    ascending = bool((indices.diff() > 0).all())
+    if values.shape != indices.shape or not ascending or (len(indices) and not 0 <= indices[0] <= indices[-1] < total):
+        raise ValueError(
+            f"{prefix}{frozen} must hold distinct ascending indices within [0, {total}), one per frozen value"
+        )
 
 
 def _assign(layer: SparseLinear, name: str, tensor: Tensor) -> None:
     """In place where the length stays, so that storage stays where it is; otherwise under the same object."""
     own = getattr(layer, name)
     if own.shape == tensor.shape:
-        own.data.copy_(tensor)
+        with torch.no_grad():
+            own.copy_(tensor)  # not through `.data`: a backward pass that still needs the old content must notice
     else:
         own.grad = None
         own.data = tensor.detach().to(own.device, own.dtype, copy=True)
@@ -332,8 +357,10 @@ class SparseMLP(nn.Sequential):
         if len(sizes) < 2 or min(sizes) < 1:
             raise ValueError(f"`sizes` must name at least an input and an output, all positive, got {list(sizes)}")
         generator = torch.default_generator if generator is None else generator
-        shapes = [(fan_out, fan_in) for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True)]
-        kept = dense_indices(dense, [str(index) for index in range(len(shapes))]) if sparsity else set(range(len(shapes)))
+        shapes = [(fan_out, fan_in) for fan_in, fan_out in pairwise(sizes)]
+        kept = (
+            dense_indices(dense, [str(index) for index in range(len(shapes))]) if sparsity else set(range(len(shapes)))
+        )
         counts = allocate(shapes, sparsity, distribution, kept)
         modules: list[nn.Module] = []
         for index, ((fan_out, fan_in), count) in enumerate(zip(shapes, counts, strict=True)):

@@ -108,7 +108,7 @@ def forward_flops(model: nn.Module) -> int:
 
 
 def training_flops(model: nn.Module) -> int:
-    """One sample's forward and backward pass: 3 forwards less the input gradient of the first layer, which nobody needs."""
+    """One sample's forward and backward pass: 3 forwards less the first layer's input gradient, which nobody needs."""
     counts = list(layer_counts(model).values())
     return 3 * forward_flops(model) - (2 * counts[0].nnz if counts else 0)
 

@@ -44,8 +44,8 @@ def carry_state(optimizer: Optimizer, parameter: Tensor, rewiring: Rewiring) -> 
             continue
         if tensor.shape != (before,):
             raise TypeError(
-                f"state {name!r} of {type(optimizer).__name__} has shape {tuple(tensor.shape)} for {before} connections: "
-                "it is not elementwise and cannot follow connections that move"
+                f"state {name!r} of {type(optimizer).__name__} has shape {tuple(tensor.shape)} for {before} "
+                "connections: it is not elementwise and cannot follow connections that move"
             )
         carried = rewiring.carry(tensor, _fresh(optimizer, parameter, name))
         if carried.shape == tensor.shape:

@@ -29,6 +29,7 @@ class Constant(_Decay):
     """`start` at every step."""
 
     def __call__(self, step: int) -> float:
+        """The value at `step`."""
         return self.start
 
 
@@ -38,6 +39,7 @@ class Linear(_Decay):
     """From `start` to zero over `over` steps, along a line."""
 
     def __call__(self, step: int) -> float:
+        """The value at `step`."""
         return self.start * self.remaining(step)
 
 
@@ -47,6 +49,7 @@ class Cosine(_Decay):
     """From `start` to zero over `over` steps, along a half cosine (RigL, arXiv:1911.11134)."""
 
     def __call__(self, step: int) -> float:
+        """The value at `step`."""
         return self.start / 2 * (1 - math.cos(math.pi * self.remaining(step)))
 
 
@@ -56,6 +59,7 @@ class Cubic(_Decay):
     """From `start` to zero over `over` steps, along a cube (Zhu & Gupta 2017, arXiv:1710.01878)."""
 
     def __call__(self, step: int) -> float:
+        """The value at `step`."""
         return self.start * self.remaining(step) ** 3
 
 

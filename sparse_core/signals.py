@@ -27,7 +27,8 @@ class Capture:
 
     def add(self, inputs: Tensor, gradients: Tensor) -> None:
         """Keep one backward pass: inputs (B, in_features) and output gradients (B, out_features)."""
-        self._pairs.append((self.batch, inputs.detach(), gradients.detach()))
+        # Copies: the caller may fill the same input buffer with the next batch.
+        self._pairs.append((self.batch, inputs.detach().clone(), gradients.detach().clone()))
         kept = sorted({batch for batch, _, _ in self._pairs})[-self.batches :]
         while self._pairs[0][0] < kept[0]:
             self._pairs.popleft()

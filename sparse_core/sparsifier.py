@@ -73,7 +73,9 @@ class Sparsifier:
         seed: int | None = None,
     ) -> None:
         if (drop is None) != (grow is None):
-            raise ValueError(f"give both `drop` and `grow`, or neither for a static topology; got {drop!r} and {grow!r}")
+            raise ValueError(
+                f"give both `drop` and `grow`, or neither for a static topology; got {drop!r} and {grow!r}"
+            )
         if not 0 <= drop_fraction <= 1:
             raise ValueError(f"`drop_fraction` must be in [0, 1], got {drop_fraction!r}")
         if not 0 <= stop <= 1:
@@ -90,6 +92,20 @@ class Sparsifier:
         self.layers = sparse_layers(model)
         self.followers = [_matching_layers(self.layers, follower) for follower in followers]
         self.constraints = dict(constraints or {})
+        unknown = set(self.constraints) - set(self.layers)
+        if unknown:
+            raise ValueError(
+                f"`constraints` names no sparse layer with {sorted(unknown)}; known: {', '.join(self.layers)}"
+            )
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        absent = [
+            name for name, layer in self.layers.items() if layer.values.requires_grad and id(layer.values) not in held
+        ]
+        if absent:
+            raise ValueError(
+                f"the optimizer does not hold the values of {', '.join(map(repr, absent))}; make it after the layers, "
+                "or call `requires_grad_(False)` on values that are not trained"
+            )
         self._drop = None if drop is None else DROP_RULES[drop]
         self._grow = None if grow is None else GROW_RULES[grow]
         self._names = (drop, grow)
@@ -109,6 +125,8 @@ class Sparsifier:
     def preset(cls, name: str, model: nn.Module, optimizer: Optimizer, **overrides: Any) -> Sparsifier:
         """The method called `name` (see `PRESETS`); keyword arguments override its choices."""
         preset = PRESETS[name]
+        if preset.dense and sparse_layers(model):
+            raise ValueError(f"preset {name!r} is the dense baseline, but the model has sparse layers; use 'static'")
         choices: dict[str, Any] = dict(
             drop=preset.drop, grow=preset.grow, drop_fraction=preset.drop_fraction, schedule=preset.schedule,
             period=preset.period, stop=preset.stop, regrow=preset.regrow,
@@ -116,6 +134,11 @@ class Sparsifier:
         if preset.drop is None:
             choices.update(schedule="constant", stop=1.0)
         return cls(model, optimizer, **{**choices, **overrides})
+
+    @property
+    def needs_capture(self) -> bool:
+        """Whether growth asks for captured inputs and output gradients."""
+        return self._grow is not None and self._grow.needs_capture
 
     def step(self, allowed: bool = True) -> Rewirings:
         """Count one training step and change the topology when that is due.
@@ -149,11 +172,14 @@ class Sparsifier:
         return rewirings
 
     def _rewiring(self, name: str, layer: SparseLinear, fraction: float) -> Rewiring:
-        assert self._drop is not None and self._grow is not None
+        assert self._drop is not None
+        assert self._grow is not None
         view = LayerView(
-            layer.shape, layer.positions.to("cpu", copy=True), layer.values.detach().cpu(), layer.topology.positions,
+            layer.shape, layer.positions.to("cpu", copy=True), layer.values.detach().to("cpu", copy=True), layer.topology.positions,
             self._generators[name], layer.capture, self.constraints.get(name, Constraint()),
         )  # fmt: skip
+        if not bool(torch.isfinite(view.values).all()):
+            raise FloatingPointError(f"layer {name!r} has values that are not finite: training has diverged")
         count = int(fraction * view.count + 1e-9)
         if self.regrow == "no":
             count = min(count, view.vacant_count)
@@ -170,14 +196,18 @@ class Sparsifier:
         grown = self._grow.choose(after, count)
         self._check(self._names[1], grown, count, layer.shape[0] * layer.shape[1])
         if bool(torch.isin(grown, after.blocked).any()):
-            raise RuntimeError(f"grow rule {self._names[1]!r} chose a position that is taken; it must choose vacant ones")
+            raise RuntimeError(
+                f"grow rule {self._names[1]!r} chose a position that is taken; it must choose vacant ones"
+            )
         return Rewiring.of(layer.shape, view.positions, dropped, grown, self.regrow)
 
     @staticmethod
     def _check(rule: str | None, chosen: Tensor, count: int, limit: int) -> None:
         fits = chosen.shape == (count,) and bool((chosen.diff() > 0).all())
         if not fits or (count and not 0 <= int(chosen[0]) <= int(chosen[-1]) < limit):
-            raise RuntimeError(f"rule {rule!r} must return {count} distinct indices in ascending order within [0, {limit})")
+            raise RuntimeError(
+                f"rule {rule!r} must return {count} distinct indices in ascending order within [0, {limit})"
+            )
 
     def _apply(self, name: str, rewiring: Rewiring) -> None:
         layer = self.layers[name]
@@ -201,7 +231,7 @@ class Sparsifier:
 
     def _arm(self) -> None:
         """Start capturing when the next change is near enough; captures count batches by the step."""
-        if self._grow is None or not self._grow.needs_capture:
+        if not self.needs_capture:
             return
         following = self.every.next_due(self.steps)
         near = self._pending or (following is not None and following - self.steps <= self._captured_steps)
@@ -255,7 +285,10 @@ class Sparsifier:
 
 def _matching_layers(layers: Mapping[str, SparseLinear], follower: nn.Module) -> dict[str, SparseLinear]:
     found = sparse_layers(follower)
-    if set(found) != set(layers) or any(found[name].topology != layer.topology for name, layer in layers.items()):
+    if set(found) != set(layers) or any(
+        found[name].topology != layer.topology or not torch.equal(found[name].frozen.cpu(), layer.frozen.cpu())
+        for name, layer in layers.items()
+    ):
         raise ValueError(
             "a follower must have the model's sparse layers under the same names with the same topology; "
             "make it with `copy.deepcopy(model)` or load the model's state_dict into it"

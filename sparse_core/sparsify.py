@@ -12,10 +12,9 @@ from types import MappingProxyType
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from sparse_core.distributions import Distribution, allocate
-from sparse_core.layers import SparseLinear, dense_indices
+from sparse_core.layers import SparseLinear, dense_indices, sparse_layers
 from sparse_core.topology import Topology
 
 logger = logging.getLogger(__name__)
@@ -87,6 +86,9 @@ def sparsify(
         if isinstance(parent, nn.TransformerEncoderLayer):
             # Its inference fast path reads `.weight`; this flag sends it the ordinary way.
             parent.activation_relu_or_gelu = 0
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and sparse_layers(module):
+            module.use_nested_tensor = False  # the same fast path, one level up
     return model
 
 
@@ -101,6 +103,9 @@ def plan(
 ) -> Plan:
     """What `sparsify` would do with these arguments, without doing it."""
     included, excluded = ([globs] if isinstance(globs, str) else list(globs) for globs in (include, exclude))
+    already = sparse_layers(model)
+    if already and sparsity:
+        raise ValueError(f"the model has sparse layers already: {', '.join(already)}; sparsify a dense model, once")
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     for glob in [*included, *excluded]:
         if glob != "*" and not any(fnmatchcase(name, glob) for name in linears):
@@ -135,8 +140,8 @@ def _reason_to_skip(model: nn.Module, name: str, linear: nn.Linear) -> str | Non
         if isinstance(inside, nn.MultiheadAttention):
             return "an attention projection whose weight its module reads"
         return f"a {type(linear).__name__}, not a plain nn.Linear"
-    if parametrize.is_parametrized(linear) or linear._forward_pre_hooks:
-        return "its weight is parametrized or made by a hook"
+    if linear._forward_pre_hooks or linear._forward_hooks or linear._backward_pre_hooks or linear._backward_hooks:
+        return "it has hooks, one of which may make its weight (as weight_norm does), and the new layer would lose them"
     users = [n for n, p in model.named_parameters(remove_duplicate=False) if p is linear.weight]
     if len(users) > 1:
         return f"its weight is tied: {', '.join(users)}"
@@ -154,11 +159,25 @@ def _weight_reader(model: nn.Module, name: str) -> str | None:
         owner = model.get_submodule(".".join(parts[:depth]))
         if type(owner).__module__.startswith("torch.nn."):
             continue
-        try:
-            source = inspect.getsource(type(owner))
-        except (OSError, TypeError):
-            continue
+        source = _source(type(owner))
         path = "".join(rf"\[\s*{part}\s*\]" if part.isdigit() else rf"\.{re.escape(part)}" for part in parts[depth:])
         if re.search(rf"self{path}\.weight\b", source):
             return f"{type(owner).__name__} reads its `.weight`"
     return None
+
+
+def _source(owner: type[nn.Module]) -> str:
+    """Source of a module's class and those it inherits from, without what only sets initial weights."""
+    text = ""
+    for kind in owner.__mro__:
+        if kind.__module__.partition(".")[0] in ("torch", "builtins"):
+            continue
+        try:
+            source = inspect.getsource(kind)
+            for name in ("__init__", "reset_parameters"):
+                if name in vars(kind):
+                    source = source.replace(inspect.getsource(vars(kind)[name]), "")
+        except (OSError, TypeError):
+            continue
+        text += source
+    return text

@@ -39,7 +39,9 @@ class Topology:
         if min(self.shape) < 1:
             raise ValueError(f"a topology needs at least one output and one input, got shape {self.shape}")
         if pointer.shape != (rows + 1,) or pointer[0] != 0 or pointer[-1] != self.nnz or (pointer.diff() < 0).any():
-            raise ValueError(f"`row_pointer` does not describe {self.nnz} connections in {rows} rows; rebuild the topology")
+            raise ValueError(
+                f"`row_pointer` does not describe {self.nnz} connections in {rows} rows; rebuild the topology"
+            )
         if self.nnz and (self.columns.min() < 0 or self.columns.max() >= columns):
             raise ValueError(f"`columns` must lie in [0, {columns}); rebuild the topology")
         if (self.positions.diff() <= 0).any():
@@ -52,6 +54,8 @@ class Topology:
         positions = positions.to("cpu", torch.int64)
         if positions.numel() and (positions.min() < 0 or positions.max() >= rows * width):
             raise ValueError(f"positions must lie in [0, {rows * width}) for shape {shape}")
+        if (positions.diff() <= 0).any():
+            raise ValueError("positions must be ascending and unique; pass `positions.unique()`")
         starts = torch.arange(rows + 1, dtype=torch.int64) * width
         return cls(shape, torch.searchsorted(positions, starts), (positions % width).to(torch.int32))
 

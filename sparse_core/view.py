@@ -83,7 +83,7 @@ class LayerView:
         shut_inputs = _complement(self._inputs, self.shape[1])
 
         def rows(start: int, stop: int) -> Tensor:
-            scores = capture.gradient_rows(start, stop)
+            scores = capture.gradient_rows(start, stop).abs()
             inside = shut_outputs[(shut_outputs >= start) & (shut_outputs < stop)] - start
             scores[inside.to(scores.device)] = -torch.inf
             scores[:, shut_inputs.to(scores.device)] = -torch.inf

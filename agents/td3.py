@@ -1,0 +1,274 @@
+"""TD3 on networks that are never dense: Stable-Baselines3's algorithm with a topology that can move."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from gymnasium import spaces
+from stable_baselines3 import TD3
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, ReplayBufferSamples, TrainFreq, TrainFrequencyUnit
+from stable_baselines3.common.utils import polyak_update
+from torch import Tensor, nn
+
+from agents.options import SparseOptions
+from agents.policies import SparseTD3Policy
+from agents.replay import Float32ReplayBuffer
+from sparse_core import Sparsifier, sparse_layers
+from sparse_core.optimizer_state import check_elementwise
+from sparse_core.sparsifier import Rewirings
+
+
+class SparseTD3(TD3):
+    """`stable_baselines3.TD3` with sparse actor and critics (Fujimoto et al. 2018; DS-TD3, arXiv:2106.04217).
+
+    SB3's own arguments and defaults hold, `learn`, `predict`, `save`, `load`, callbacks and the rest
+    with them. Targets share the topology of their online networks at every moment.
+
+    Args:
+        policy: `"MlpPolicy"` or a subclass of `SparseTD3Policy`.
+        env: as in SB3; Box observations and actions.
+        *args: as in SB3, in SB3's order.
+        sparsity: share of connections left out in the actor and in each critic, over all their weight
+            matrices; 0 is plain dense TD3. By default 0.5, or 0 with `topology="dense"`.
+        topology: the method, a name from `sparse_core.PRESETS`.
+        actor_sparsity: of the actor alone, instead of `sparsity`.
+        critic_sparsity: of each critic, instead of `sparsity`.
+        distribution: how connections are shared out between layers; the topology's own by default.
+        dense: layers kept dense: `"input"`, `"output"`, indices or globs.
+        init: initial weights, `"torch"` or `"fan-in"`; the topology's own by default.
+        drop_fraction: share ζ of each layer's connections that change; the topology's own by default.
+        period: critic gradient steps between two changes. Actor and critics change together, at the
+            first policy update from there on.
+        schedule: course of ζ over training; the topology's own by default.
+        stop: share of the planned updates after which the topology stays; the topology's own by default.
+        capture_batches: batches before a change that gradient growth looks at.
+        total_updates: planned critic gradient steps, where `learn` cannot know them (training by episodes).
+        backend: what multiplies, a name from `sparse_core.BACKENDS`.
+        **kwargs: as in SB3.
+
+    Raises:
+        ValueError: for values that cannot be, before anything is made.
+        TypeError: for an optimizer whose state cannot follow moving connections.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": SparseTD3Policy}
+
+    def __init__(
+        self,
+        policy: str | type[SparseTD3Policy],
+        env: GymEnv | str,
+        *args: Any,
+        sparsity: float | None = None,
+        topology: str = "set",
+        actor_sparsity: float | None = None,
+        critic_sparsity: float | None = None,
+        distribution: str | None = None,
+        dense: Sequence[str | int] = ("output",),
+        init: str | None = None,
+        drop_fraction: float | None = None,
+        period: int = 1_000,
+        schedule: str | None = None,
+        stop: float | None = None,
+        capture_batches: int = 1,
+        total_updates: int | None = None,
+        backend: str = "gemm",
+        _init_setup_model: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        self.sparse_options = SparseOptions.resolve(
+            sparsity, topology, actor_sparsity, critic_sparsity, distribution, tuple(dense), init, drop_fraction,
+            period, schedule, stop, capture_batches, total_updates, backend,
+        )  # fmt: skip
+        _check_policy(policy)
+        _check_network((kwargs.get("policy_kwargs") or {}).get("net_arch"))
+        self.actor_sparsifier: Sparsifier | None = None
+        self.critic_sparsifier: Sparsifier | None = None
+        self.last_rewirings: Rewirings = {}
+        self._adaptation: dict[str, Any] | None = None
+        self._losses: dict[str, Tensor] = {}
+        super().__init__(policy, env, *args, _init_setup_model=False, **kwargs)  # type: ignore[misc]
+        if self.batch_size > self.buffer_size:
+            raise ValueError(
+                f"`batch_size` must not exceed `buffer_size`, got {self.batch_size} > {self.buffer_size}; "
+                "take a larger buffer or smaller batches"
+            )
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        if isinstance(self.observation_space, spaces.Dict):
+            raise ValueError(
+                "SparseTD3 takes Box observations, got Dict; flatten them with `gymnasium.wrappers.FlattenObservation`"
+            )
+        if self.replay_buffer_class is None and self.n_steps == 1 and not self.optimize_memory_usage:
+            self.replay_buffer_class = Float32ReplayBuffer
+        self.policy_kwargs = {**self.policy_kwargs, "sparse": self.sparse_options.policy(self.seed)}
+        super()._setup_model()
+        if self.sparse_options.moves:
+            check_elementwise(self.actor.optimizer)
+            check_elementwise(self.critic.optimizer)
+
+    def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(total_timesteps, bool) or int(total_timesteps) != total_timesteps or total_timesteps < 0:
+            raise ValueError(f"`total_timesteps` must be a whole number ≥ 0, got {total_timesteps!r}")
+        result = super()._setup_learn(int(total_timesteps), *args, **kwargs)
+        fresh = kwargs.get("reset_num_timesteps", args[1] if len(args) > 1 else True)
+        state = None if fresh else self.adaptation_state()
+        self._make_sparsifiers(self._planned_updates())
+        if state is not None:
+            self._load_adaptation(state)
+        return result
+
+    def _planned_updates(self) -> int | None:
+        """Critic gradient steps until `_total_timesteps`, where they follow from the settings."""
+        if self.sparse_options.total_updates is not None:
+            return self.sparse_options.total_updates
+        assert isinstance(self.train_freq, TrainFreq)
+        if self.train_freq.unit == TrainFrequencyUnit.EPISODE:
+            return max(0, self._total_timesteps - self.learning_starts) if self.gradient_steps < 0 else None
+        collected = self.train_freq.frequency * self.n_envs
+        rollouts = -(-self._total_timesteps // collected)
+        idle = min(rollouts, self.learning_starts // collected)
+        return (rollouts - idle) * (collected if self.gradient_steps < 0 else self.gradient_steps)
+
+    def _make_sparsifiers(self, total_updates: int | None) -> None:
+        for network in (self.actor, self.critic):
+            for layer in sparse_layers(network).values():
+                layer.capture = None
+        options = self.sparse_options.sparsifier(total_updates, self.seed)
+        self.critic_sparsifier = Sparsifier.preset(
+            self.sparse_options.topology, self.critic, self.critic.optimizer, followers=[self.critic_target], **options
+        )
+        self.actor_sparsifier = Sparsifier.preset(
+            self.sparse_options.topology, self.actor, self.actor.optimizer, followers=[self.actor_target],
+            capture_stride=self.policy_delay, **options,
+        )  # fmt: skip
+
+    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
+        """Update the critics `gradient_steps` times, and actor, targets and topology with every few."""
+        if self.critic_sparsifier is None:
+            self._make_sparsifiers(self.sparse_options.total_updates)
+        self.policy.set_training_mode(True)
+        self._update_learning_rate([self.actor.optimizer, self.critic.optimizer])
+        for _ in range(gradient_steps):
+            self._n_updates += 1
+            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]
+            self._update_critics(batch)
+            policy_update = self._n_updates % self.policy_delay == 0
+            if policy_update:
+                self._update_actor(batch.observations)
+            self._move_connections(policy_update)
+            if policy_update:
+                self._update_targets()
+
+    def _update_critics(self, batch: ReplayBufferSamples) -> None:
+        with torch.no_grad():
+            noise = torch.randn_like(batch.actions).mul_(self.target_policy_noise)
+            noise = noise.clamp_(-self.target_noise_clip, self.target_noise_clip)
+            next_actions = (self.actor_target(batch.next_observations) + noise).clamp_(-1, 1)
+            next_values = torch.cat(self.critic_target(batch.next_observations, next_actions), dim=1)
+            discounts = self.gamma if batch.discounts is None else batch.discounts
+            targets = batch.rewards + (1 - batch.dones) * discounts * next_values.amin(dim=1, keepdim=True)
+        values = self.critic(batch.observations, batch.actions)
+        loss = torch.stack([F.mse_loss(value, targets) for value in values]).sum()
+        self.critic.optimizer.zero_grad()
+        loss.backward()
+        self.critic.optimizer.step()
+        self._losses["critic_loss"] = loss.detach()
+
+    def _update_actor(self, observations: Tensor) -> None:
+        assert self.critic_sparsifier is not None
+        # The critic only passes the gradient on here: it neither learns nor grows from the actor's loss.
+        with self.critic_sparsifier.paused(), _constant(self.critic):
+            loss = -self.critic.q1_forward(observations, self.actor(observations)).mean()
+            self.actor.optimizer.zero_grad()
+            loss.backward()
+        self.actor.optimizer.step()
+        self._losses["actor_loss"] = loss.detach()
+
+    def _move_connections(self, policy_update: bool) -> None:
+        assert self.critic_sparsifier is not None
+        assert self.actor_sparsifier is not None
+        changed = self.critic_sparsifier.step(allowed=policy_update)
+        changed_actor = self.actor_sparsifier.step(allowed=policy_update)
+        if changed or changed_actor:
+            self.last_rewirings = {f"critic.{name}": change for name, change in changed.items()}
+            self.last_rewirings |= {f"actor.{name}": change for name, change in changed_actor.items()}
+
+    def _update_targets(self) -> None:
+        with torch.no_grad():
+            for online, target in ((self.critic, self.critic_target), (self.actor, self.actor_target)):
+                torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.tau)
+        polyak_update(self.critic_batch_norm_stats, self.critic_batch_norm_stats_target, 1.0)
+        polyak_update(self.actor_batch_norm_stats, self.actor_batch_norm_stats_target, 1.0)
+
+    @property
+    def changes(self) -> int:
+        """Topology changes so far."""
+        return 0 if self.critic_sparsifier is None else self.critic_sparsifier.changes
+
+    def dump_logs(self) -> None:
+        """As SB3's, with the last losses and the number of topology changes."""
+        for name, loss in self._losses.items():
+            self.logger.record(f"train/{name}", loss.item())
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/topology_changes", self.changes)
+        super().dump_logs()
+
+    def adaptation_state(self) -> dict[str, Any] | None:
+        """Where the topology's schedules and generators stand; None before the first training."""
+        if self.critic_sparsifier is None or self.actor_sparsifier is None:
+            return self._adaptation
+        return {"critic": self.critic_sparsifier.state_dict(), "actor": self.actor_sparsifier.state_dict()}
+
+    def load_adaptation_state(self, state: dict[str, Any] | None) -> None:
+        """Put back what `adaptation_state` gave; it takes effect at `learn(…, reset_num_timesteps=False)`."""
+        self.actor_sparsifier = self.critic_sparsifier = None
+        self._adaptation = state
+
+    def _load_adaptation(self, state: Mapping[str, Any]) -> None:
+        assert self.critic_sparsifier is not None
+        assert self.actor_sparsifier is not None
+        self.critic_sparsifier.load_state_dict(state["critic"])
+        self.actor_sparsifier.load_state_dict(state["actor"])
+        self._adaptation = None
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """SB3's own format; like every SB3 file, load it only from people you trust (it unpickles)."""
+        kept, self._adaptation = self._adaptation, self.adaptation_state()
+        try:
+            super().save(*args, **kwargs)
+        finally:
+            self._adaptation = kept
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "actor_sparsifier", "critic_sparsifier", "last_rewirings", "_losses"]
+
+
+def _check_policy(policy: object) -> None:
+    if policy == "MlpPolicy" or (isinstance(policy, type) and issubclass(policy, SparseTD3Policy)):
+        return
+    raise ValueError(f"`policy` must be 'MlpPolicy' or a subclass of SparseTD3Policy, got {policy!r}")
+
+
+def _check_network(net_arch: Any) -> None:
+    widths = [*net_arch.values()] if isinstance(net_arch, dict) else [net_arch] if net_arch is not None else []
+    for layers in widths:
+        if not all(isinstance(width, (int, np.integer)) and width > 0 for width in layers):
+            raise ValueError(f"every hidden layer must be at least 1 wide, got `net_arch` {net_arch!r}")
+
+
+@contextmanager
+def _constant(module: nn.Module) -> Iterator[None]:
+    """Within this block gradients pass through the module but its parameters take none."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
