@@ -1,0 +1,1 @@
+"""Command-line runs: training, evaluation and the demo."""

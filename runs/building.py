@@ -1,0 +1,158 @@
+"""From settings to an agent in its environment, and the whole of its state as a value."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+import envs
+from agents import SparseTD3
+from runs.settings import Settings
+
+
+def build(settings: Settings) -> SparseTD3:
+    """A new agent in its environment; whatever cannot be is a `ValueError` before anything is written."""
+    torch.set_num_threads(settings.threads)
+    environment = envs.make(settings.env, seed=settings.seed)
+    try:
+        return _build(settings, environment)
+    except BaseException:
+        environment.close()
+        raise
+
+
+def _build(settings: Settings, environment: envs.Replayable) -> SparseTD3:
+    shape = environment.action_space.shape
+    assert shape is not None
+    return SparseTD3(
+        "MlpPolicy",
+        DummyVecEnv([lambda: Monitor(environment)]),
+        learning_rate=settings.learning_rate,
+        buffer_size=settings.buffer_size,
+        learning_starts=settings.learning_starts,
+        batch_size=settings.batch_size,
+        tau=settings.tau,
+        gamma=settings.gamma,
+        action_noise=NormalActionNoise(np.zeros(shape), np.full(shape, settings.action_noise)),
+        policy_delay=settings.policy_delay,
+        target_policy_noise=settings.target_policy_noise,
+        target_noise_clip=settings.target_noise_clip,
+        policy_kwargs=dict(
+            net_arch=list(settings.hidden), optimizer_kwargs=dict(weight_decay=settings.weight_decay)
+        ),
+        seed=settings.seed,
+        device=settings.device,
+        topology=settings.topology,
+        actor_sparsity=settings.actor_sparsity,
+        critic_sparsity=settings.critic_sparsity,
+        distribution=settings.distribution,
+        dense=settings.dense,
+        init=settings.init,
+        drop_fraction=settings.drop_fraction,
+        period=settings.period,
+        schedule=settings.schedule,
+        stop=settings.stop,
+        capture_batches=settings.capture_batches,
+        backend=settings.backend,
+    )  # fmt: skip
+
+
+_COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_total_timesteps", "_current_progress_remaining")
+_MONITOR = ("rewards", "needs_reset", "episode_returns", "episode_lengths", "episode_times", "total_steps")
+
+
+def network_state(model: SparseTD3) -> dict[str, Any]:
+    """Networks and targets with their topologies: enough to act."""
+    return {"policy": model.policy.state_dict()}
+
+
+def agent_state(model: SparseTD3) -> dict[str, Any]:
+    """Everything that changes while training, the replay buffer apart."""
+    monitor = _monitor(model)
+    return {
+        **network_state(model),
+        "actor_optimizer": model.actor.optimizer.state_dict(),
+        "critic_optimizer": model.critic.optimizer.state_dict(),
+        "adaptation": model.adaptation_state(),
+        "counters": {name: getattr(model, name) for name in _COUNTERS},
+        "last_observation": model._last_obs,
+        "last_episode_starts": model._last_episode_starts,
+        "episode_infos": [dict(info) for info in model.ep_info_buffer or ()],
+        "monitor": {name: getattr(monitor, name) for name in _MONITOR} | {"age": time.time() - monitor.t_start},
+        "environment": _replayable(model).state(),
+        "generators": {
+            "python": list(random.getstate()[1]),
+            "python_gauss": random.getstate()[2],
+            "numpy": _plain(np.random.get_state(legacy=False)),  # noqa: NPY002
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        },
+    }
+
+
+def restore_networks(model: SparseTD3, state: dict[str, Any]) -> None:
+    """Put networks back; `state` is what `network_state` or `agent_state` gave."""
+    model.policy.load_state_dict(state["policy"])
+
+
+def restore_agent(model: SparseTD3, state: dict[str, Any]) -> None:
+    """Put back what `agent_state` gave; training then goes on as if it had never stopped."""
+    restore_networks(model, state)
+    model.actor.optimizer.load_state_dict(state["actor_optimizer"])
+    model.critic.optimizer.load_state_dict(state["critic_optimizer"])
+    model.load_adaptation_state(state["adaptation"])
+    for name, value in state["counters"].items():
+        setattr(model, name, value)
+    model._last_obs = state["last_observation"]
+    model._last_episode_starts = state["last_episode_starts"]
+    assert model.ep_info_buffer is not None
+    model.ep_info_buffer.extend(state["episode_infos"])
+    monitor = _monitor(model)
+    for name in _MONITOR:
+        setattr(monitor, name, state["monitor"][name])
+    monitor.t_start = time.time() - state["monitor"]["age"]
+    _replayable(model).restore(state["environment"])
+    # Last of all: building and restoring may have drawn.
+    generators = state["generators"]
+    random.setstate((3, tuple(generators["python"]), generators["python_gauss"]))
+    numpy_state = generators["numpy"]
+    numpy_state["state"]["key"] = np.array(numpy_state["state"]["key"], dtype=np.uint32)
+    np.random.set_state(numpy_state)  # noqa: NPY002
+    torch.set_rng_state(generators["torch"])
+    if generators["cuda"]:
+        torch.cuda.set_rng_state_all(generators["cuda"])
+
+
+def start_learning(model: SparseTD3, logger: Logger) -> None:
+    """What SB3's `learn` does before its first step, done early so that a state can be put in its place."""
+    model.set_logger(logger)
+    model.ep_info_buffer = deque(maxlen=model._stats_window_size)
+    model.ep_success_buffer = deque(maxlen=model._stats_window_size)
+
+
+def _monitor(model: SparseTD3) -> Monitor:
+    environment = model.get_env()
+    assert isinstance(environment, DummyVecEnv)
+    monitor = environment.envs[0]
+    assert isinstance(monitor, Monitor)
+    return monitor
+
+
+def _replayable(model: SparseTD3) -> envs.Replayable:
+    wrapped = _monitor(model).env
+    assert isinstance(wrapped, envs.Replayable)
+    return wrapped
+
+
+def _plain(state: Any) -> dict[str, Any]:
+    """NumPy's legacy generator state with its key as plain integers."""
+    return {**state, "state": {**state["state"], "key": state["state"]["key"].tolist()}}

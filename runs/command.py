@@ -1,0 +1,79 @@
+"""`sparse-agents`: parse, hand over, and turn what a person can mend into one line and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import tyro
+
+from runs.failure import UserError
+from runs.options import Command, Demo, Evaluate, Export, List, Resume, Train
+
+DESCRIPTION = """Neural networks that are never dense: train, resume, evaluate and export sparse agents.
+
+Begin with `sparse-agents demo`, then `sparse-agents train td3 --sparsity 0.9`."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code: 0 done, 2 a mistake that can be mended, 130 interrupted."""
+    options: Any = tyro.cli(
+        Command,
+        prog="sparse-agents",
+        description=DESCRIPTION,
+        args=arguments,
+        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
+    )
+    try:
+        return _run(options)
+    except (UserError, ValueError) as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("interrupted", code=130)
+    except BrokenPipeError:
+        # The reader (`head`, say) has what it wanted; without this Python complains again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+
+
+def _fail(message: str, code: int = 2) -> int:
+    print(f"sparse-agents: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _run(options: Any) -> int:
+    """Each command imports only what it needs."""
+    match options:
+        case Train():
+            from runs.training import train
+
+            return train(options)
+        case Resume():
+            from runs.training import resume
+
+            return resume(options)
+        case Evaluate():
+            from runs.evaluation import evaluate
+
+            return evaluate(options)
+        case Export():
+            from runs.export import export
+
+            return export(options)
+        case List():
+            from runs.listing import show
+
+            return show(options)
+        case Demo():
+            from runs.demo import demo
+
+            return demo(options)
+    raise AssertionError(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

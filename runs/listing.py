@@ -1,0 +1,80 @@
+"""`sparse-agents list`: what there is to choose from."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from runs.options import List
+
+
+def _first_line(entry: Any) -> str:
+    return (getattr(entry, "__doc__", None) or "").strip().splitlines()[0]
+
+
+def _algos() -> dict[str, str]:
+    return {"td3": "twin delayed deep deterministic policy gradient, sparse or dense (agents.SparseTD3)"}
+
+
+def _topologies() -> dict[str, str]:
+    from sparse_core import PRESETS
+
+    return {name: preset.summary for name, preset in PRESETS.items()}
+
+
+def _drop() -> dict[str, str]:
+    from sparse_core import DROP_RULES
+
+    return {name: _first_line(rule) for name, rule in DROP_RULES.items()}
+
+
+def _grow() -> dict[str, str]:
+    from sparse_core import GROW_RULES
+
+    return {name: _first_line(rule.choose) for name, rule in GROW_RULES.items()}
+
+
+def _distributions() -> dict[str, str]:
+    from sparse_core import DISTRIBUTIONS
+
+    return {name: _first_line(rule) for name, rule in DISTRIBUTIONS.items()}
+
+
+def _envs() -> dict[str, str]:
+    import envs
+
+    return {name: "MuJoCo benchmark" for name in envs.names()}
+
+
+def _presets() -> dict[str, str]:
+    from agents.presets import AGENT_PRESETS
+
+    return {name: preset.summary for name, preset in AGENT_PRESETS.items()}
+
+
+TABLES: Mapping[str, Callable[[], dict[str, str]]] = {
+    "algos": _algos,
+    "topologies": _topologies,
+    "drop": _drop,
+    "grow": _grow,
+    "distributions": _distributions,
+    "envs": _envs,
+    "presets": _presets,
+}
+
+
+def show(options: List) -> int:
+    """Print names and what they mean; names alone where nobody is looking."""
+    entries = TABLES[options.what]()
+    if not sys.stdout.isatty():
+        print("\n".join(entries))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    for name, summary in entries.items():
+        table.add_row(f"[bold]{name}", summary)
+    Console().print(table)
+    return 0

@@ -1,0 +1,50 @@
+"""`metrics.jsonl`: what happened, a JSON object a line, in the order of the steps."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from runs.failure import UserError
+from runs.files import writing
+
+
+class MetricsFile:
+    """Lines are appended; a resumed run first cuts off what came after its checkpoint.
+
+    What may differ between two identical runs is under the key `measured` of a line.
+    """
+
+    def __init__(self, path: Path, offset: int, then: str) -> None:
+        self.path = path
+        self._then = then
+        with writing(path, then):
+            self._file = path.open("ab")
+            size = self._file.tell()
+            if size < offset:
+                self._file.close()
+                raise UserError(
+                    f"{path} has {size} bytes where the checkpoint has seen {offset}: it was cut; restore it, or "
+                    "resume from an earlier checkpoint with `--step`"
+                )
+            self._file.truncate(offset)
+            self._file.seek(offset)
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """Append one line."""
+        line = json.dumps({"kind": kind, "step": step, **values}, allow_nan=False) + "\n"
+        with writing(self.path, self._then):
+            self._file.write(line.encode())
+            self._file.flush()
+
+    def sync(self) -> int:
+        """See everything onto the disk; the number of bytes."""
+        with writing(self.path, self._then):
+            os.fsync(self._file.fileno())
+            return self._file.tell()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

@@ -1,0 +1,146 @@
+"""The callback of a run: evaluates, writes down, saves, and stops where stopping is exact."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+
+from runs.metrics import MetricsFile
+from runs.progress import TrainingBar
+from runs.scoring import Scorer
+from runs.settings import Settings
+
+SHOW_EVERY = 0.2  # seconds between two updates of the bar
+
+
+class Interrupted(Exception):
+    """A person or the system asked the run to stop; it is saved at `step`."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
+
+
+@dataclass
+class Journal:
+    """What a run has recorded so far; part of every checkpoint."""
+
+    curve: list[list[float]] = field(default_factory=list)
+    """[step, mean return] of every evaluation."""
+    last_score: dict[str, Any] | None = None
+    evaluated: int = 0
+    """Step of the last evaluation."""
+    saved: int = 0
+    """Step of the last checkpoint."""
+    changes: int = 0
+    """Topology changes written down."""
+    metrics_offset: int = 0
+    seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return asdict(self)
+
+
+class Recorder(BaseCallback):
+    """Works at the boundaries between two environment steps, where nothing is half done.
+
+    SB3 calls `_on_step` before the transition is stored and before the updates of that step; the next
+    `_on_rollout_start` is the first moment at which step and updates are complete.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        journal: Journal,
+        save: Callable[[Any, Journal], None],
+        scorer: Scorer,
+        metrics: MetricsFile,
+        bar: TrainingBar,
+        stop: list[int],
+    ) -> None:
+        super().__init__()
+        self.settings, self.journal = settings, journal
+        self._save_state, self._scorer, self._metrics, self._bar, self._stop = save, scorer, metrics, bar, stop
+        self._shown = self._clock = time.perf_counter()
+        self._start: int | None = None
+
+    def _on_step(self) -> bool:
+        for info in self.locals["infos"]:
+            if "episode" in info:
+                episode = info["episode"]
+                self._metrics.write("episode", self.num_timesteps, **{"return": episode["r"]}, length=episode["l"])
+                self._bar.score(episode["r"])
+        now = time.perf_counter()
+        if now - self._shown > SHOW_EVERY:
+            self._show(now)
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if self._start is None:
+            self._start = self.model.num_timesteps
+            self._began = time.perf_counter()
+        self._boundary(last=False)
+
+    def _on_training_end(self) -> None:
+        self._boundary(last=True)
+
+    def _boundary(self, last: bool) -> None:
+        """What is due after the updates of the last step."""
+        step, journal, settings = self.model.num_timesteps, self.journal, self.settings
+        self._write_changes(step)
+        if step > journal.evaluated and (last or step % settings.eval_every == 0):
+            self._evaluate(step)
+        if step > journal.saved and (last or self._stop or step % settings.checkpoint_every == 0):
+            self.save()
+        if self._stop and not last:
+            raise Interrupted(step)
+
+    def _write_changes(self, step: int) -> None:
+        model: Any = self.model
+        if model.changes > self.journal.changes:
+            self.journal.changes = model.changes
+            replaced = {name: change.grown.numel() for name, change in model.last_rewirings.items()}
+            self._metrics.write("topology", step, change=model.changes, replaced=replaced)
+
+    def _evaluate(self, step: int) -> None:
+        began = time.perf_counter()
+        score = self._scorer.score(self.model)
+        took = time.perf_counter() - began
+        journal = self.journal
+        journal.evaluation_seconds += took
+        journal.evaluated = step
+        journal.last_score = score.as_dict()
+        journal.curve.append([step, score.mean])
+        self._metrics.write("eval", step, **score.as_dict(), returns=list(score.returns), measured={"seconds": took})
+        self.logger.record("eval/mean_return", score.mean)
+        self.logger.record("eval/std_return", score.std)
+        self.logger.dump(step)
+        self._bar.say(
+            f"step {step:>9,}: return {score.mean:,.1f} ± {score.std:,.1f} over {len(score.returns)} episodes"
+        )
+        self._clock += took
+
+    def save(self) -> None:
+        """Store a checkpoint of this moment."""
+        self._account()
+        self.journal.saved = self.model.num_timesteps
+        self.journal.metrics_offset = self._metrics.sync()
+        self._save_state(self.model, self.journal)
+
+    def _account(self) -> None:
+        """Add the time since the last call, evaluation excluded."""
+        now = time.perf_counter()
+        self.journal.seconds += now - self._clock
+        self._clock = now
+
+    def _show(self, now: float) -> None:
+        self._shown = now
+        assert self._start is not None
+        elapsed = now - self._began
+        self._bar.update(self.num_timesteps, (self.num_timesteps - self._start) / elapsed if elapsed else 0.0)

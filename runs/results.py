@@ -1,0 +1,61 @@
+"""`result.json`: what a finished run has to say for itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agents import SparseTD3
+from agents.costs import training_cost
+from runs.settings import Settings
+from sparse_core import meters
+
+FORMAT = "sparse-agents-result"
+
+
+def result(
+    model: SparseTD3, settings: Settings, last: dict[str, Any], curve: list[list[float]], measured: dict[str, Any]
+) -> dict[str, Any]:
+    """The result of a finished run; whatever two identical runs may differ in is under `measured`."""
+    networks = {"actor": model.actor} | {f"critic.qf{index}": q for index, q in enumerate(model.critic.q_networks)}
+    counts = {f"{name}.{layer}": count for name, net in networks.items() for layer, count in counts_of(net).items()}
+    memory = meters.memory(model.policy, optimizers=(model.actor.optimizer, model.critic.optimizer))
+    return {
+        "format": FORMAT,
+        "version": 1,
+        "algo": settings.algo,
+        "env": settings.env,
+        "topology": settings.topology,
+        "preset": settings.preset,
+        "seed": settings.seed,
+        "steps": settings.steps,
+        "updates": model._n_updates,
+        "topology_changes": model.changes,
+        "sparsity_target": settings.sparsity,
+        "sparsity": total_sparsity(model),
+        "sparsity_by_network": {name: meters.sparsity(network) for name, network in networks.items()},
+        "nnz": {name: count.nnz for name, count in counts.items()},
+        "nnz_total": sum(count.nnz for count in counts.values()),
+        "eval": last,
+        "curve": curve,
+        "train_flops": training_cost(model, model._n_updates, settings.steps),
+        "bytes": {
+            "parameters": memory.parameters,
+            "gradients": memory.gradients,
+            "optimizer": memory.optimizer,
+            "indices": memory.indices,
+            "scratch": memory.scratch,
+            "total": memory.total,
+        },
+        "measured": measured,
+    }
+
+
+def counts_of(network: Any) -> dict[str, meters.LayerCount]:
+    """Weight matrices of one network; SB3 wraps an actor's in `mu`."""
+    return meters.layer_counts(network)
+
+
+def total_sparsity(model: SparseTD3) -> float:
+    """1 - connections / connections possible, over actor and critics, targets not counted again."""
+    counts = [*meters.layer_counts(model.actor).values(), *meters.layer_counts(model.critic).values()]
+    return 1 - sum(count.nnz for count in counts) / sum(count.cells for count in counts)

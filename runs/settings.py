@@ -1,0 +1,176 @@
+"""From flags and presets to the settings of a run, every one of them said."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+
+from agents.options import SparseOptions
+from agents.presets import AGENT_PRESETS
+from runs.failure import UserError
+from runs.options import Train
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a run needs to be done again; `config.json` holds it."""
+
+    algo: str
+    env: str
+    steps: int
+    seed: int
+    preset: str
+    topology: str
+    sparsity: float
+    actor_sparsity: float
+    critic_sparsity: float
+    distribution: str
+    dense: list[str | int]
+    init: str
+    drop_fraction: float
+    schedule: str
+    stop: float
+    period: int
+    capture_batches: int
+    hidden: list[int]
+    learning_rate: float
+    weight_decay: float
+    learning_starts: int
+    batch_size: int
+    buffer_size: int
+    action_noise: float
+    gamma: float
+    tau: float
+    policy_delay: int
+    target_policy_noise: float
+    target_noise_clip: float
+    device: str
+    backend: str
+    threads: int
+    eval_every: int
+    eval_episodes: int
+    checkpoint_every: int
+
+    @classmethod
+    def resolve(cls, options: Train) -> Settings:
+        """Flags over preset over the topology's own choices; a `ValueError` says what cannot be."""
+        preset = AGENT_PRESETS[options.preset]
+
+        def chosen(name: str) -> Any:
+            given = getattr(options, name)
+            return getattr(preset, name) if given is None else given
+
+        sparsity = options.sparsity
+        if sparsity is None and options.topology != "dense":
+            sparsity = preset.sparsity
+        sparse = SparseOptions.resolve(
+            sparsity,
+            options.topology,
+            options.actor_sparsity,
+            options.critic_sparsity,
+            options.distribution or preset.distribution_for(options.env),
+            parse_list(options.dense, "dense", "output"),
+            options.init,
+            chosen("drop_fraction"),
+            chosen("period"),
+            chosen("schedule"),
+            chosen("stop"),
+            options.capture_batches,
+            None,
+            options.backend,
+        )
+        hidden = parse_list(options.hidden, "hidden", ",".join(map(str, preset.hidden)))
+        if not hidden or not all(isinstance(width, int) and width > 0 for width in hidden):
+            raise ValueError(
+                f"`hidden` must be a comma list of positive widths such as 256,256, got {options.hidden!r}"
+            )
+        settings = cls(
+            algo=options.algo, env=options.env, steps=options.steps, seed=options.seed, preset=options.preset,
+            topology=options.topology, sparsity=max(sparse.actor, sparse.critic) if sparsity is None else sparsity,
+            actor_sparsity=sparse.actor, critic_sparsity=sparse.critic, distribution=sparse.distribution,
+            dense=list(sparse.dense), init=sparse.init, drop_fraction=sparse.drop_fraction, schedule=sparse.schedule,
+            stop=sparse.stop, period=sparse.period, capture_batches=sparse.capture_batches,
+            hidden=[int(width) for width in hidden],
+            gamma=preset.gamma, tau=preset.tau, policy_delay=preset.policy_delay,
+            target_policy_noise=preset.target_policy_noise, target_noise_clip=preset.target_noise_clip,
+            device=_device(options.device), backend=sparse.backend,
+            threads=torch.get_num_threads() if options.threads is None else options.threads,
+            checkpoint_every=options.checkpoint_every,
+            **{name: chosen(name) for name in _FROM_PRESET},
+        )  # fmt: skip
+        settings.check()
+        return settings
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], where: str) -> Settings:
+        """The settings in a `config.json`, or a `UserError` for a damaged or foreign one."""
+        known = {field.name for field in fields(cls)}
+        given = config.get("settings")
+        if config.get("format") != "sparse-agents-run" or not isinstance(given, dict):
+            raise UserError(f"{where} is not the config of a sparse-agents run; give the directory of one")
+        if config.get("version") != 1:
+            raise UserError(
+                f"{where} has version {config.get('version')!r}, this program reads 1; use the program it was made with"
+            )
+        if set(given) != known:
+            wrong = ", ".join(sorted(known ^ set(given)))
+            raise UserError(f"{where} has missing or unknown settings ({wrong}); restore the file as the run wrote it")
+        return cls(**given)
+
+    def check(self) -> None:
+        """Raise a `ValueError` for a number out of range."""
+        for name in (
+            "steps",
+            "batch_size",
+            "buffer_size",
+            "threads",
+            "eval_every",
+            "eval_episodes",
+            "checkpoint_every",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_starts", "seed", "learning_rate", "weight_decay", "action_noise"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"`{name}` must be a finite number ≥ 0, got {getattr(self, name)}")
+        if self.seed >= 2**32 - 1000:
+            raise ValueError(f"`seed` must be below {2**32 - 1000}, got {self.seed}")
+        if self.batch_size > self.buffer_size:
+            raise ValueError(f"`batch_size` must not exceed `buffer_size`, got {self.batch_size} > {self.buffer_size}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `config.json` holds."""
+        return asdict(self)
+
+
+_FROM_PRESET = (
+    "learning_rate", "weight_decay", "learning_starts", "batch_size", "buffer_size", "action_noise",
+    "eval_every", "eval_episodes",
+)  # fmt: skip
+
+
+def parse_list(text: str | None, name: str, default: str) -> tuple[str | int, ...]:
+    """A comma list; whole numbers become integers, `none` is the empty list."""
+    text = default if text is None else text
+    if text.strip().lower() in ("", "none"):
+        return ()
+    items = [item.strip() for item in text.split(",")]
+    if not all(items):
+        raise ValueError(f"`{name}` must be a comma list without gaps, got {text!r}")
+    return tuple(int(item) if item.lstrip("-").isdigit() else item for item in items)
+
+
+def _device(wanted: str) -> str:
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"`device` must be cpu, cuda or auto, got {wanted!r}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"`device` {wanted!r} wants a CUDA GPU, and torch sees none here; take --device cpu")
+    return wanted

@@ -1,0 +1,200 @@
+"""`train` and `resume`: a run directory, from its first file to its result."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.logger import Logger, configure
+
+from agents import SparseTD3
+from envs import ReplayMismatch
+from runs.building import agent_state, build, restore_agent, start_learning
+from runs.checkpoints import Checkpoint, CheckpointStore
+from runs.failure import UserError
+from runs.files import read_json, write_json, writing
+from runs.lock import RunLock
+from runs.machine import command, commit, machine, versions
+from runs.metrics import MetricsFile
+from runs.options import Resume, Train
+from runs.progress import TrainingBar
+from runs.recorder import Interrupted, Journal, Recorder
+from runs.results import result, total_sparsity
+from runs.scoring import EVALUATION_SEED, Scorer
+from runs.settings import Settings
+from runs.snapshot import pack, unpack
+
+
+def train(options: Train) -> int:
+    """Begin a run in a new directory and train it to its end."""
+    settings = Settings.resolve(options)
+    directory = options.out or default_directory(settings)
+    refuse_existing(directory)
+    model = build(settings)
+    then = "run the command again"
+    with writing(directory, then):
+        directory.mkdir(parents=True, exist_ok=True)
+    with RunLock(directory):
+        refuse_existing(directory)
+        write_json(directory / "config.json", config(settings), then)
+        return _train(directory, settings, model, None)
+
+
+def resume(options: Resume) -> int:
+    """Continue a run from its newest checkpoint, or from the beginning if it has none."""
+    directory = options.directory
+    settings, written = read_config(directory)
+    if (directory / "result.json").exists():
+        print(f"{directory} is finished: {settings.steps} steps; see `sparse-agents evaluate {directory}`")
+        return 0
+    with RunLock(directory):
+        store = CheckpointStore(directory / "checkpoints", run=directory)
+        checkpoint = store.load(options.step) if options.step is not None or store.steps() else None
+        _warn_of_changes(written)
+        return _train(directory, settings, build(settings), checkpoint)
+
+
+def default_directory(settings: Settings) -> Path:
+    """results/ENV/TOPOLOGY-SPARSITY-seedSEED."""
+    kind = settings.topology if settings.topology == "dense" else f"{settings.topology}-{settings.sparsity:g}"
+    return Path("results") / settings.env.replace("/", "_").replace(":", "_") / f"{kind}-seed{settings.seed}"
+
+
+def refuse_existing(directory: Path) -> None:
+    """Raise unless `directory` is free for a new run."""
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is a file; choose another --out")
+    if directory.is_dir() and any(path.name != "lock" for path in directory.iterdir()):
+        raise UserError(
+            f"{directory} is not empty; choose another --out, or continue a run with `sparse-agents resume {directory}`"
+        )
+
+
+def config(settings: Settings) -> dict[str, Any]:
+    """What `config.json` holds: settings, and with what and where they were run."""
+    return {
+        "format": "sparse-agents-run",
+        "version": 1,
+        "settings": settings.as_dict(),
+        "versions": versions(),
+        "commit": commit(),
+        "machine": machine(),
+        "command": command(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def read_config(directory: Path) -> tuple[Settings, dict[str, Any]]:
+    """The settings of a run directory and the whole of its `config.json`."""
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a directory; give the directory of a run")
+    written = read_json(directory / "config.json", "the config of a run")
+    return Settings.from_config(written, str(directory / "config.json")), written
+
+
+def _warn_of_changes(written: dict[str, Any]) -> None:
+    then, now = written.get("versions", {}), versions()
+    changed = [f"{name} {then.get(name)} → {now[name]}" for name in now if then.get(name) != now[name]]
+    if changed:
+        print(
+            f"sparse-agents: versions have changed ({', '.join(changed)}): the run may not go on bit for bit",
+            file=sys.stderr,
+        )
+
+
+def _train(directory: Path, settings: Settings, model: SparseTD3, checkpoint: Checkpoint | None) -> int:
+    then = f"`sparse-agents resume {directory}`"
+    with writing(directory / "tensorboard", then):
+        logger = configure(str(directory / "tensorboard"), ["tensorboard"])
+    start_learning(model, logger)
+    journal = Journal()
+    store = CheckpointStore(directory / "checkpoints", run=directory)
+    if checkpoint is not None:
+        journal = _restore(directory, model, checkpoint)
+    scorer = Scorer(settings.env, settings.eval_episodes, settings.seed + EVALUATION_SEED)
+    metrics = MetricsFile(directory / "metrics.jsonl", journal.metrics_offset, then)
+    start = model.num_timesteps
+    label = f"{settings.env} {settings.topology}"
+    try:
+        with TrainingBar(settings.steps, start, total_sparsity(model), label) as bar, _stop_signals() as stop:
+            recorder = Recorder(settings, journal, partial(save_state, store), scorer, metrics, bar, stop)
+            if start < settings.steps:
+                model.learn(settings.steps - start, recorder, reset_num_timesteps=start == 0)
+            _close_tensorboard(logger, then)
+        return _finish(directory, settings, model, journal)
+    except Interrupted as interruption:
+        print(f"stopped at step {interruption.step}; continue with `sparse-agents resume {directory}`", file=sys.stderr)
+        return 130
+    finally:
+        metrics.close()
+        scorer.close()
+
+
+def _restore(directory: Path, model: SparseTD3, checkpoint: Checkpoint) -> Journal:
+    try:
+        state = unpack(checkpoint.state, checkpoint.tensors)
+        restore_agent(model, state["agent"])
+        assert model.replay_buffer is not None
+        checkpoint.restore_replay(model.replay_buffer)  # type: ignore[arg-type]
+        return Journal(**state["journal"])
+    except ReplayMismatch as error:
+        raise UserError(f"{checkpoint.path}: {error}") from error
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{checkpoint.path} does not fit the run in {directory}: {error}; was it made by another version?"
+        ) from error
+
+
+def _finish(directory: Path, settings: Settings, model: SparseTD3, journal: Journal) -> int:
+    measured = {
+        "seconds": journal.seconds,
+        "steps_per_second": settings.steps / journal.seconds if journal.seconds else None,
+        "evaluation_seconds": journal.evaluation_seconds,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "directory": str(directory),
+    }
+    assert journal.last_score is not None
+    outcome = result(model, settings, journal.last_score, journal.curve, measured)
+    write_json(directory / "result.json", outcome, f"`sparse-agents resume {directory}`")
+    print(
+        f"{settings.steps} steps, {outcome['nnz_total']:,} connections (sparsity {outcome['sparsity']:.4f}), "
+        f"return {outcome['eval']['mean_return']:,.1f} ± {outcome['eval']['std_return']:,.1f} "
+        f"over {outcome['eval']['episodes']} episodes: {directory}"
+    )
+    return 0
+
+
+def _close_tensorboard(logger: Logger, then: str) -> None:
+    with writing(Path(logger.dir or "tensorboard"), then):
+        logger.close()
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Within this block the first Ctrl-C or SIGTERM fills the list; the second one ends at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def save_state(store: CheckpointStore, model: SparseTD3, journal: Journal) -> None:
+    """Store everything that resuming needs."""
+    tensors, state = pack({"agent": agent_state(model), "journal": journal.as_dict()})
+    store.save(model.num_timesteps, tensors, state, model.replay_buffer)  # type: ignore[arg-type]
