@@ -16,7 +16,8 @@ from sparse_core.draws import generators
 from sparse_core.drop import DROP_RULES, drop_rule
 from sparse_core.grow import GROW_RULES, grow_rule
 from sparse_core.initialisation import INITIALISATIONS
-from sparse_core.layers import SparseLinear, SparseMLP, sparse_layers
+from sparse_core.layers import SparseLinear, sparse_layers
+from sparse_core.mlp import SparseMLP
 from sparse_core.optimizer_state import carry_state
 from sparse_core.presets import PRESETS, Preset
 from sparse_core.registry import Registry

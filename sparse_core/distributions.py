@@ -64,6 +64,8 @@ def allocate(
     unknown = [index for index in dense if not 0 <= index < len(shapes)]
     if unknown:
         raise ValueError(f"`dense` must hold indices of the {len(shapes)} layers from 0 on, got {unknown}")
+    if isinstance(distribution, str):
+        DISTRIBUTIONS[distribution.partition(":")[0]]  # an unknown name is an error at any sparsity
     if sparsity == 0:
         return cells
     target = total - round(sparsity * total)
@@ -90,7 +92,8 @@ def _relative_densities(distribution: str | Distribution, shapes: Sequence[Shape
         relative = distribution(shapes)
         if len(relative) != len(shapes) or not all(0 < density < math.inf for density in relative):
             raise ValueError(
-                f"`distribution` must return one positive density for each of the {len(shapes)} sparse layers, got {relative!r}"
+                f"`distribution` must return one positive density for each of the {len(shapes)} sparse layers, "
+                f"got {relative!r}"
             )
         return relative
     name, _, text = distribution.partition(":")

@@ -31,10 +31,10 @@ def weakest_of_each_sign(view: LayerView, count: int) -> Tensor:
     """
     negative = (view.values < 0).nonzero().squeeze(1)
     positive = (view.values >= 0).nonzero().squeeze(1)
-    of_positive = count * positive.numel() // max(view.count, 1)
-    of_negative = min(count - of_positive, negative.numel())
-    chosen_positive = positive[largest(-view.values[positive], count - of_negative)]
-    chosen_negative = negative[largest(view.values[negative], of_negative)]
+    # To the nearest whole connection: rounding down would take the odd one from the negatives every time.
+    of_positive = (2 * count * positive.numel() + view.count) // max(2 * view.count, 1)
+    chosen_positive = positive[largest(-view.values[positive], of_positive)]
+    chosen_negative = negative[largest(view.values[negative], count - of_positive)]
     return torch.cat([chosen_positive, chosen_negative]).sort().values
 
 

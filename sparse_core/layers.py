@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
-from itertools import pairwise
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparse_core.backends import BACKENDS
-from sparse_core.distributions import Distribution, allocate, check_sparsity
+from sparse_core.distributions import check_sparsity
 from sparse_core.initialisation import INITIALISATIONS
 from sparse_core.signals import Capture
 from sparse_core.topology import Rewiring, Topology
@@ -44,6 +42,7 @@ class SparseLinear(nn.Module):
     frozen_values: Tensor
     positions: Tensor
     frozen_positions: Tensor
+    bias_outputs: Tensor
     frozen_bias: Tensor
     frozen_bias_values: Tensor
 
@@ -101,6 +100,7 @@ class SparseLinear(nn.Module):
         self.register_buffer("frozen_bias_values", empty.to(dtype))
         self.register_buffer("positions", empty.long(), persistent=False)
         self.register_buffer("frozen_positions", empty.long(), persistent=False)
+        self.register_buffer("bias_outputs", empty.long(), persistent=False)  # of movable biases, once some are frozen
         self._index()
 
     @classmethod
@@ -151,7 +151,7 @@ class SparseLinear(nn.Module):
         if self.bias is None or not self.frozen_bias.numel():
             return self.bias
         merged = self.bias.new_zeros(self.out_features).index_copy(0, self.frozen_bias.long(), self.frozen_bias_values)
-        return merged.index_copy(0, self._movable_biases(), self.bias)
+        return merged.index_copy(0, self.bias_outputs, self.bias)
 
     @torch.no_grad()
     def to_dense(self) -> nn.Linear:
@@ -237,7 +237,7 @@ class SparseLinear(nn.Module):
         return movable.nonzero().squeeze(1)
 
     def _index(self) -> None:
-        """Rebuild what follows from the persistent indices: flat positions of movable and frozen connections."""
+        """Rebuild what follows from the persistent indices, so that a forward pass need not."""
         rows = torch.repeat_interleave(
             torch.arange(self.out_features, device=self.columns.device), self.row_pointer.diff(), output_size=self.nnz
         )
@@ -246,22 +246,31 @@ class SparseLinear(nn.Module):
         movable[self.frozen.long()] = False
         _assign(self, "positions", positions[movable])
         _assign(self, "frozen_positions", positions[~movable])
+        _assign(self, "bias_outputs", self._movable_biases() if self.frozen_bias.numel() else self.frozen_bias.long())
 
     def _settle_backend(self, backend: str) -> None:
         self._product: Callable[[Tensor, SparseLinear], Tensor] = BACKENDS[backend]
         self.backend = backend
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        *args: Any,
+    ) -> None:
         own = {name: tensor for name in _PERSISTENT if (tensor := getattr(self, name)) is not None}
         incoming = {name: state_dict[prefix + name] for name in own if prefix + name in state_dict}
-        # Incomplete: torch names what is missing, and nothing takes another length.
-        if len(incoming) == len(own):
-            self._check_incoming(prefix, incoming)
-            with torch.no_grad():
-                for name, tensor in incoming.items():
-                    if own[name].shape != tensor.shape:
-                        _assign(self, name, own[name].new_empty(tensor.shape))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if len(incoming) < len(own):  # parts of two topologies do not make one: all or nothing
+            missing_keys += [prefix + name for name in own if name not in incoming]
+            return
+        self._check_incoming(prefix, incoming)
+        for name, tensor in incoming.items():
+            if own[name].shape != tensor.shape:
+                _assign(self, name, own[name].new_empty(tensor.shape))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *args)
         self._index()
 
     def _check_incoming(self, prefix: str, incoming: dict[str, Tensor]) -> None:
@@ -314,104 +323,16 @@ def _check_parts(prefix: str, incoming: dict[str, Tensor], movable: str, frozen:
 def _assign(layer: SparseLinear, name: str, tensor: Tensor) -> None:
     """In place where the length stays, so that storage stays where it is; otherwise under the same object."""
     own = getattr(layer, name)
+    device, dtype = own.device, own.dtype
     if own.shape == tensor.shape:
         with torch.no_grad():
             own.copy_(tensor)  # not through `.data`: a backward pass that still needs the old content must notice
     else:
         own.grad = None
-        own.data = tensor.detach().to(own.device, own.dtype, copy=True)
-
-
-class SparseMLP(nn.Sequential):
-    """A multilayer perceptron whose sparsity is exact over the whole network; layers at density 1 are `nn.Linear`.
-
-    Args:
-        sizes: features from input to output, e.g. [17, 256, 256, 6].
-        sparsity: 1 - connections / Σ in × out over all layers, dense ones included, biases not.
-        distribution: how the connections are shared out (see `allocate`).
-        dense: layers kept dense: `"input"`, `"output"` or indices.
-        activation: between layers.
-        output_activation: after the last one, if any.
-        init: see `SparseLinear`.
-        generator: draws every layer's topology and weights in order.
-        backend: see `SparseLinear`.
-        device: see `SparseLinear`.
-        dtype: see `SparseLinear`.
-    """
-
-    def __init__(
-        self,
-        sizes: Sequence[int],
-        *,
-        sparsity: float,
-        distribution: str | Distribution = "erk",
-        dense: Sequence[str | int] = ("output",),
-        activation: Callable[[], nn.Module] = nn.ReLU,
-        output_activation: Callable[[], nn.Module] | None = None,
-        init: str = "torch",
-        generator: torch.Generator | None = None,
-        backend: str = "gemm",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        if len(sizes) < 2 or min(sizes) < 1:
-            raise ValueError(f"`sizes` must name at least an input and an output, all positive, got {list(sizes)}")
-        generator = torch.default_generator if generator is None else generator
-        shapes = [(fan_out, fan_in) for fan_in, fan_out in pairwise(sizes)]
-        kept = (
-            dense_indices(dense, [str(index) for index in range(len(shapes))]) if sparsity else set(range(len(shapes)))
-        )
-        counts = allocate(shapes, sparsity, distribution, kept)
-        modules: list[nn.Module] = []
-        for index, ((fan_out, fan_in), count) in enumerate(zip(shapes, counts, strict=True)):
-            if count == fan_in * fan_out:
-                modules.append(_dense_linear(fan_in, fan_out, generator, device, dtype))
-            else:
-                topology = Topology.random((fan_out, fan_in), count, generator)
-                modules.append(
-                    SparseLinear(
-                        fan_in, fan_out, topology=topology, init=init, generator=generator, backend=backend,
-                        device=device, dtype=dtype,
-                    )
-                )  # fmt: skip
-            last = index == len(shapes) - 1
-            closing = output_activation if last else activation
-            if closing is not None:
-                modules.append(closing())
-        super().__init__(*modules)
-
-
-def dense_indices(dense: Sequence[str | int], names: Sequence[str]) -> set[int]:
-    """Indices of the layers that `dense` names: `"input"`, `"output"`, an index, or a glob over `names`.
-
-    A network of one layer has no separate input or output layer.
-    """
-    chosen: set[int] = set()
-    for item in dense:
-        if item in ("input", "output"):
-            if len(names) > 1:
-                chosen.add(0 if item == "input" else len(names) - 1)
-            continue
-        found = {item % len(names)} if isinstance(item, int) and -len(names) <= item < len(names) else set()
-        if isinstance(item, str):
-            found = {index for index, name in enumerate(names) if fnmatchcase(name, item)}
-        if not found:
-            raise ValueError(f"`dense` names no layer with {item!r}; known: 'input', 'output', {', '.join(names)}")
-        chosen |= found
-    return chosen
-
-
-def _dense_linear(
-    fan_in: int, fan_out: int, generator: torch.Generator, device: torch.device | str | None, dtype: torch.dtype | None
-) -> nn.Linear:
-    """A plain `nn.Linear` with torch's own initial distribution, drawn from the named generator."""
-    linear = nn.Linear(fan_in, fan_out, device="meta", dtype=dtype).to_empty(device=device or "cpu")
-    bound = fan_in**-0.5
-    with torch.no_grad():
-        for parameter in (linear.weight, linear.bias):
-            drawn = torch.empty(parameter.shape, dtype=parameter.dtype).uniform_(-bound, bound, generator=generator)
-            parameter.copy_(drawn)
-    return linear
+        # A graph that is still alive holds on to a gradient accumulator of the old length; torch
+        # makes a new one only when the dtype changes, so change it on the way.
+        own.data = torch.empty(0, dtype=torch.float32 if own.dtype == torch.float16 else torch.float16, device=device)
+        own.data = tensor.detach().to(device, dtype, copy=True)
 
 
 def sparse_layers(model: nn.Module) -> dict[str, SparseLinear]:

@@ -175,8 +175,8 @@ class Sparsifier:
         assert self._drop is not None
         assert self._grow is not None
         view = LayerView(
-            layer.shape, layer.positions.to("cpu", copy=True), layer.values.detach().to("cpu", copy=True), layer.topology.positions,
-            self._generators[name], layer.capture, self.constraints.get(name, Constraint()),
+            layer.shape, layer.positions.to("cpu", copy=True), layer.values.detach().to("cpu", copy=True),
+            layer.topology.positions, self._generators[name], layer.capture, self.constraints.get(name, Constraint()),
         )  # fmt: skip
         if not bool(torch.isfinite(view.values).all()):
             raise FloatingPointError(f"layer {name!r} has values that are not finite: training has diverged")
@@ -280,7 +280,8 @@ class Sparsifier:
         for name, pairs in state["captures"].items():
             capture = self.layers[name].capture
             if capture is not None:
-                capture.load(pairs)
+                device = self.layers[name].values.device
+                capture.load([(batch, inputs.to(device), given.to(device)) for batch, inputs, given in pairs])
 
 
 def _matching_layers(layers: Mapping[str, SparseLinear], follower: nn.Module) -> dict[str, SparseLinear]:

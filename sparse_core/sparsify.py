@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from sparse_core.distributions import Distribution, allocate
-from sparse_core.layers import SparseLinear, dense_indices, sparse_layers
+from sparse_core.layers import SparseLinear, sparse_layers
+from sparse_core.mlp import dense_indices
 from sparse_core.topology import Topology
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def sparsify(
     distribution: str | Distribution = "erk",
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
-    dense: Sequence[str | int] = ("output",),
+    dense: str | Sequence[str | int] = "output",
     init: str = "torch",
     generator: torch.Generator | None = None,
     backend: str = "gemm",
@@ -99,7 +100,7 @@ def plan(
     distribution: str | Distribution = "erk",
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
-    dense: Sequence[str | int] = ("output",),
+    dense: str | Sequence[str | int] = "output",
 ) -> Plan:
     """What `sparsify` would do with these arguments, without doing it."""
     included, excluded = ([globs] if isinstance(globs, str) else list(globs) for globs in (include, exclude))
@@ -120,7 +121,7 @@ def plan(
         elif any(fnmatchcase(name, glob) for glob in excluded):
             reason = "excluded"
         elif name in kept_dense and sparsity:
-            reason = f"kept dense by `dense={tuple(dense)}`"
+            reason = f"kept dense by `dense={dense!r}`"
         if reason:
             skipped[name] = reason
     chosen = [name for name in linears if name not in skipped]

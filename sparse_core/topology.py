@@ -128,7 +128,7 @@ class Topology:
         return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rewiring:
     """One change of a layer's movable connections, as a value that every follower applies alike."""
 

@@ -12,7 +12,7 @@ from sparse_core.draws import sample_outside
 from sparse_core.signals import Capture, streamed_largest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Constraint:
     """Where growth is allowed: these outputs and inputs (indices; None: all). The core never asks why."""
 
@@ -20,7 +20,7 @@ class Constraint:
     inputs: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerView:
     """A read-only view of one layer for drop and grow rules; everything but `capture` is on the CPU."""
 

@@ -1,0 +1,106 @@
+"""A sparse multilayer perceptron, and which layers of a network stay dense."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+from sparse_core.distributions import Distribution, allocate
+from sparse_core.layers import SparseLinear
+from sparse_core.topology import Topology
+
+
+class SparseMLP(nn.Sequential):
+    """A multilayer perceptron whose sparsity is exact over the whole network; layers at density 1 are `nn.Linear`.
+
+    Args:
+        sizes: features from input to output, e.g. [17, 256, 256, 6].
+        sparsity: 1 - connections / Σ in × out over all layers, dense ones included, biases not.
+        distribution: how the connections are shared out (see `allocate`).
+        dense: layers kept dense: `"input"`, `"output"` or indices.
+        activation: between layers.
+        output_activation: after the last one, if any.
+        init: see `SparseLinear`.
+        generator: draws every layer's topology and weights in order.
+        backend: see `SparseLinear`.
+        device: see `SparseLinear`.
+        dtype: see `SparseLinear`.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        sparsity: float,
+        distribution: str | Distribution = "erk",
+        dense: str | Sequence[str | int] = "output",
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        output_activation: Callable[[], nn.Module] | None = None,
+        init: str = "torch",
+        generator: torch.Generator | None = None,
+        backend: str = "gemm",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if len(sizes) < 2 or min(sizes) < 1:
+            raise ValueError(f"`sizes` must name at least an input and an output, all positive, got {list(sizes)}")
+        generator = torch.default_generator if generator is None else generator
+        shapes = [(fan_out, fan_in) for fan_in, fan_out in pairwise(sizes)]
+        kept = (
+            dense_indices(dense, [str(index) for index in range(len(shapes))]) if sparsity else set(range(len(shapes)))
+        )
+        counts = allocate(shapes, sparsity, distribution, kept)
+        modules: list[nn.Module] = []
+        for index, ((fan_out, fan_in), count) in enumerate(zip(shapes, counts, strict=True)):
+            if count == fan_in * fan_out:
+                modules.append(_dense_linear(fan_in, fan_out, generator, device, dtype))
+            else:
+                topology = Topology.random((fan_out, fan_in), count, generator)
+                modules.append(
+                    SparseLinear(
+                        fan_in, fan_out, topology=topology, init=init, generator=generator, backend=backend,
+                        device=device, dtype=dtype,
+                    )
+                )  # fmt: skip
+            last = index == len(shapes) - 1
+            closing = output_activation if last else activation
+            if closing is not None:
+                modules.append(closing())
+        super().__init__(*modules)
+
+
+def dense_indices(dense: str | Sequence[str | int], names: Sequence[str]) -> set[int]:
+    """Indices of the layers that `dense` names: `"input"`, `"output"`, indices, globs over `names`.
+
+    A network of one layer has no separate input or output layer.
+    """
+    chosen: set[int] = set()
+    for item in [dense] if isinstance(dense, str) else dense:
+        if item in ("input", "output"):
+            if len(names) > 1:
+                chosen.add(0 if item == "input" else len(names) - 1)
+            continue
+        found = {item % len(names)} if isinstance(item, int) and -len(names) <= item < len(names) else set()
+        if isinstance(item, str):
+            found = {index for index, name in enumerate(names) if fnmatchcase(name, item)}
+        if not found:
+            raise ValueError(f"`dense` names no layer with {item!r}; known: 'input', 'output', {', '.join(names)}")
+        chosen |= found
+    return chosen
+
+
+def _dense_linear(
+    fan_in: int, fan_out: int, generator: torch.Generator, device: torch.device | str | None, dtype: torch.dtype | None
+) -> nn.Linear:
+    """A plain `nn.Linear` with torch's own initial distribution, drawn from the named generator."""
+    linear = nn.Linear(fan_in, fan_out, device="meta", dtype=dtype).to_empty(device=device or "cpu")
+    bound = fan_in**-0.5
+    with torch.no_grad():
+        for parameter in (linear.weight, linear.bias):
+            drawn = torch.empty(parameter.shape, dtype=parameter.dtype).uniform_(-bound, bound, generator=generator)
+            parameter.copy_(drawn)
+    return linear
