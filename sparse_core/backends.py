@@ -1,28 +1,43 @@
-"""What multiplies: one entry per backend, chosen per layer; parameters are the same for all.
-
-The compiled `csr` backend takes its place here as one more entry.
-"""
+"""What multiplies: one entry per backend, chosen per layer; parameters are the same for all."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from sparse_core import csr
 from sparse_core.gemm import GemmLinear
 from sparse_core.registry import Registry
 
-Product = Callable[[Tensor, Any], Tensor]  # inputs (…, in_features), a SparseLinear -> (…, out_features)
 
-BACKENDS: Registry[Product] = Registry("backend")
+class Backend(NamedTuple):
+    """How one backend multiplies, and the index buffers it derives from a layer's connectivity for that."""
+
+    product: Callable[[Tensor, Any], Tensor]
+    """Inputs (…, in_features), a SparseLinear -> (…, out_features)."""
+    index: Callable[[Any], dict[str, Tensor]]
+    """A SparseLinear -> buffers by name; asked again whenever connections move or freeze."""
 
 
-@BACKENDS.register("gemm")
+BACKENDS: Registry[Backend] = Registry("backend")
+
+
 def gemm(inputs: Tensor, layer: Any) -> Tensor:
-    """One dense product through a scratch matrix: best below about 65 % sparsity and on a GPU."""
+    """One dense product through a scratch matrix: best at low sparsity and on a GPU."""
     output: Tensor = GemmLinear.apply(
-        inputs, layer.values, layer.effective_bias(), layer.positions,
-        layer.frozen_values, layer.frozen_positions, layer.shape, layer.capture,
+        inputs, layer.values, layer.effective_bias(), layer.gemm_positions,
+        layer.frozen_values, layer.gemm_frozen_positions, layer.shape, layer.capture,
     )  # fmt: skip
     return output
+
+
+def gemm_index(layer: Any) -> dict[str, Tensor]:
+    """Flat positions, which scatter and gather use in every pass."""
+    movable, frozen = layer.split_positions()
+    return {"gemm_positions": movable, "gemm_frozen_positions": frozen}
+
+
+BACKENDS.add("gemm", Backend(gemm, gemm_index))
+BACKENDS.add("csr", Backend(csr.product, csr.index))

@@ -40,8 +40,6 @@ class SparseLinear(nn.Module):
     columns: Tensor
     frozen: Tensor
     frozen_values: Tensor
-    positions: Tensor
-    frozen_positions: Tensor
     bias_outputs: Tensor
     frozen_bias: Tensor
     frozen_bias_values: Tensor
@@ -98,8 +96,6 @@ class SparseLinear(nn.Module):
         self.register_buffer("frozen_values", empty.to(dtype))
         self.register_buffer("frozen_bias", empty.clone())  # outputs whose bias is frozen
         self.register_buffer("frozen_bias_values", empty.to(dtype))
-        self.register_buffer("positions", empty.long(), persistent=False)
-        self.register_buffer("frozen_positions", empty.long(), persistent=False)
         self.register_buffer("bias_outputs", empty.long(), persistent=False)  # of movable biases, once some are frozen
         self._index()
 
@@ -139,6 +135,18 @@ class SparseLinear(nn.Module):
     def topology(self) -> Topology:
         """A snapshot of the connectivity, movable and frozen together, on the CPU."""
         return Topology(self.shape, self.row_pointer.cpu().clone(), self.columns.cpu().clone())
+
+    @property
+    def positions(self) -> Tensor:
+        """Flat positions of the movable connections, (n,) int64, ascending; worked out unless the backend keeps them."""
+        kept = self._buffers.get("gemm_positions")
+        return self.split_positions()[0] if kept is None else kept
+
+    @property
+    def frozen_positions(self) -> Tensor:
+        """Flat positions of the frozen connections, int64, ascending."""
+        kept = self._buffers.get("gemm_frozen_positions")
+        return self.split_positions()[1] if kept is None else kept
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Inputs (…, in_features) to outputs (…, out_features)."""
@@ -236,20 +244,26 @@ class SparseLinear(nn.Module):
         movable[self.frozen_bias.long()] = False
         return movable.nonzero().squeeze(1)
 
-    def _index(self) -> None:
-        """Rebuild what follows from the persistent indices, so that a forward pass need not."""
+    def split_positions(self) -> tuple[Tensor, Tensor]:
+        """Flat positions of movable and of frozen connections, each ascending, worked out from the indices."""
         rows = torch.repeat_interleave(
             torch.arange(self.out_features, device=self.columns.device), self.row_pointer.diff(), output_size=self.nnz
         )
         positions = rows * self.in_features + self.columns
         movable = torch.ones(self.nnz, dtype=torch.bool, device=positions.device)
         movable[self.frozen.long()] = False
-        _assign(self, "positions", positions[movable])
-        _assign(self, "frozen_positions", positions[~movable])
+        return positions[movable], positions[~movable]
+
+    def _index(self) -> None:
+        """Rebuild what follows from the persistent indices, so that a forward pass need not."""
+        for name, tensor in BACKENDS[self.backend].index(self).items():
+            if name not in self._buffers:
+                self.register_buffer(name, tensor[:0].to(self.columns.device, copy=True), persistent=False)
+            _assign(self, name, tensor)
         _assign(self, "bias_outputs", self._movable_biases() if self.frozen_bias.numel() else self.frozen_bias.long())
 
     def _settle_backend(self, backend: str) -> None:
-        self._product: Callable[[Tensor, SparseLinear], Tensor] = BACKENDS[backend]
+        self._product: Callable[[Tensor, SparseLinear], Tensor] = BACKENDS[backend].product
         self.backend = backend
 
     def _load_from_state_dict(
