@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -12,7 +13,8 @@ from sparse_core.gemm import GemmLinear
 from sparse_core.registry import Registry
 
 
-class Backend(NamedTuple):
+@dataclass(frozen=True)
+class Backend:
     """How one backend multiplies, and the index buffers it derives from a layer's connectivity for that."""
 
     product: Callable[[Tensor, Any], Tensor]

@@ -42,7 +42,7 @@ def index(layer: Any) -> dict[str, Tensor]:
     }
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # kernels are opaque to torch's compiler
 def product(inputs: Tensor, layer: Any) -> Tensor:
     """Y = X Wᵀ + b that touches connections only: best above about 40 % sparsity, on the CPU."""
     values = layer.values

@@ -137,7 +137,7 @@ def backward_values_block(
     while start < batch:
         end = tile_end(start, batch, size)
         for row in range(first_row, last_row):
-            sampled_dots(
+            sampled_dots(  # type: ignore[call-arg]  # Numba itself gives the first argument
                 out, dy_base + row * stride + start * size, x_base + start * size, stride, columns_base,
                 row_pointer[row], row_pointer[row + 1], end - start, start == 0, dvalues.dtype.type(0),
             )  # fmt: skip
@@ -187,7 +187,7 @@ def backward_values_threaded(dvalues: Any, dy: Any, x: Any, row_pointer: Any, co
 
 
 def forward(y: Any, x: Any, row_pointer: Any, columns: Any, values: Any, bias: Any, relu: bool = False) -> None:
-    """y (out, batch) = W x + bias for x (in, batch); negative outputs become zero if `relu`; no bias if it is empty."""
+    """Y (out, batch) = W x + bias for x (in, batch); negative outputs become zero if `relu`; no bias if it is empty."""
     threads = threads_for(x.shape[1] * columns.shape[0])
     if threads > 1:
         forward_threaded(y, x, row_pointer, columns, values, bias, relu, threads)
@@ -196,7 +196,7 @@ def forward(y: Any, x: Any, row_pointer: Any, columns: Any, values: Any, bias: A
 
 
 def backward_inputs(dx: Any, dy: Any, row_pointer: Any, columns: Any, order: Any, values: Any, gate: Any) -> None:
-    """dx (in, batch) = Wᵀ dy through the transpose's rows, zero where `gate` is not positive (empty: no gate)."""
+    """Dx (in, batch) = Wᵀ dy through the transpose's rows, zero where `gate` is not positive (empty: no gate)."""
     threads = threads_for(dy.shape[1] * columns.shape[0])
     if threads > 1:
         backward_inputs_threaded(dx, dy, row_pointer, columns, order, values, gate, threads)
@@ -205,7 +205,7 @@ def backward_inputs(dx: Any, dy: Any, row_pointer: Any, columns: Any, order: Any
 
 
 def backward_values(dvalues: Any, dy: Any, x: Any, row_pointer: Any, columns: Any) -> None:
-    """dvalues (nnz,) = dy xᵀ at the connections, for dy (out, batch) and x (in, batch)."""
+    """Dvalues (nnz,) = dy xᵀ at the connections, for dy (out, batch) and x (in, batch)."""
     threads = threads_for(dy.shape[1] * columns.shape[0])
     if threads > 1:
         backward_values_threaded(dvalues, dy, x, row_pointer, columns, threads)

@@ -138,7 +138,7 @@ class SparseLinear(nn.Module):
 
     @property
     def positions(self) -> Tensor:
-        """Flat positions of the movable connections, (n,) int64, ascending; worked out unless the backend keeps them."""
+        """Flat positions of the movable connections, (n,) int64, ascending; kept by `gemm`, else worked out."""
         kept = self._buffers.get("gemm_positions")
         return self.split_positions()[0] if kept is None else kept
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import warnings
 from functools import cache
 from importlib import import_module
+from typing import Any
 
 import numba
 import torch
+from numba.np.ufunc.parallel import threading_layer
+
+SETTINGS: Any = numba.config  # filled while Numba is imported, so no type checker knows what is in it
 
 _seen = 0  # torch's count when Numba was last told
 
@@ -18,7 +22,7 @@ def thread_count() -> int:
     count = torch.get_num_threads()
     if count == 1 or not _pool_is_good():
         return 1
-    count = min(count, numba.config.NUMBA_NUM_THREADS)
+    count = min(count, SETTINGS.NUMBA_NUM_THREADS)
     if count != _seen:
         numba.set_num_threads(count)
         _seen = count
@@ -33,13 +37,13 @@ def _pool_is_good() -> bool:
     OpenMP pool finds that one already loaded, so both share one set of threads (torch is imported first here).
     """
     try:
-        pool = numba.threading_layer()  # parallel code ran already, so it is settled
+        pool = threading_layer()  # type: ignore[no-untyped-call]  # parallel code ran already, so it is settled
     except ValueError:
-        pool = numba.config.THREADING_LAYER
+        pool = SETTINGS.THREADING_LAYER
         if pool == "default":
             pool = next((name for name in ("omp", "tbb") if _loads(name)), "workqueue")
             if pool != "workqueue":
-                numba.config.THREADING_LAYER = pool
+                SETTINGS.THREADING_LAYER = pool
     if pool != "workqueue":
         return True
     warnings.warn(

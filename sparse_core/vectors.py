@@ -22,7 +22,7 @@ I32, I64 = ir.IntType(32), ir.IntType(64)
 
 def _has_wide_registers() -> bool:
     """Whether 32 registers of 64 bytes are there and the user's `NUMBA_CPU_FEATURES` does not rule them out."""
-    chosen = numba.config.CPU_FEATURES
+    chosen: str | None = numba.config.CPU_FEATURES  # type: ignore[attr-defined]  # set while Numba is imported
     if chosen is not None:
         return "+avx512f" in chosen.split(",")
     return bool(binding.get_host_cpu_features().get("avx512f", False))
@@ -38,16 +38,15 @@ TILES = (*range(1, UNIT + 1), 2 * UNIT) if WIDE else tuple(range(1, UNIT + 1))
 class Lanes:
     """Emits reads, writes and sums of vectors of one element type; addresses are integers."""
 
-    def __init__(self, context: Any, builder: Any, dtype: Any) -> None:
-        self.builder = builder
+    def __init__(self, context: Any, builder: Any, dtype: Any, count: int = 0) -> None:
+        self._context, self.builder = context, builder
         self.scalar = context.get_value_type(dtype)
         self.bytes = dtype.bitwidth // 8
-        self.count = VECTOR_BYTES // self.bytes
+        self.count = count or VECTOR_BYTES // self.bytes
         self.vector = ir.VectorType(self.scalar, self.count)
         self.bits = ir.VectorType(ir.IntType(1), self.count)
-        self.suffix = f"v{self.count}f{dtype.bitwidth}"
-        self.zero = ir.Constant(self.vector, [0.0] * self.count)
-        self.lowest = ir.Constant(self.vector, [float("-inf")] * self.count)
+        self.suffix = f"v{self.count}{'i' if dtype == types.int32 else 'f'}{dtype.bitwidth}"
+        self.zero = ir.Constant(self.vector, [0 if dtype == types.int32 else 0.0] * self.count)
 
     def read(self, kind: Any, address: Any, index: Any, size: int) -> Any:
         """The element of `size` bytes with this index."""
@@ -55,9 +54,11 @@ class Lanes:
         return self.builder.load(self.builder.inttoptr(place, ir.PointerType()), typ=kind, align=size)
 
     def element(self, address: Any, index: Any) -> Any:
+        """The array element with this index."""
         return self.read(self.scalar, address, index, self.bytes)
 
     def index32(self, address: Any, index: Any) -> Any:
+        """The int32 with this index, as an int64."""
         return self.builder.sext(self.read(I32, address, index, 4), I64)
 
     def splat(self, value: Any) -> Any:
@@ -89,15 +90,36 @@ class Lanes:
             self._call(f"llvm.masked.store.{self.suffix}.p0", ir.VoidType(), arguments)
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
-        """a · b + c, rounded once."""
+        """A · b + c, rounded once."""
         return self._call(f"llvm.fma.{self.suffix}", self.vector, [a, b, c])
+
+    def sqrt(self, value: Any) -> Any:
+        """Square roots, correctly rounded."""
+        return self._call(f"llvm.sqrt.{self.suffix}", self.vector, [value])
+
+    def gather(self, address: Any, indices: Any, mask: Any) -> Any:
+        """Elements with these 32-bit indices; one outside the mask is not touched."""
+        wide = ir.VectorType(I64, self.count)
+        size = ir.Constant(wide, [self.bytes] * self.count)
+        places = self.builder.add(self.splat(address), self.builder.mul(self.builder.sext(indices, wide), size))
+        pointers = self.builder.inttoptr(places, ir.VectorType(ir.PointerType(), self.count))
+        if mask is None:
+            mask = ir.Constant(self.bits, [True] * self.count)
+        ones = ir.Constant(self.vector, [1.0] * self.count)
+        arguments = [pointers, I32(self.bytes), mask, ones]
+        return self._call(f"llvm.masked.gather.{self.suffix}.v{self.count}p0", self.vector, arguments)
+
+    def integers(self) -> Lanes:
+        """As many lanes of int32."""
+        return Lanes(self._context, self.builder, types.int32, self.count)
 
     def _pointer(self, address: Any, number: int) -> Any:
         return self.builder.inttoptr(self.builder.add(address, I64(number * VECTOR_BYTES)), ir.PointerType())
 
     def _call(self, name: str, result: Any, arguments: list[Any]) -> Any:
         kind = ir.FunctionType(result, [argument.type for argument in arguments])
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), arguments)
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)  # type: ignore[no-untyped-call]
+        return self.builder.call(function, arguments)
 
 
 def _loop(builder: Any, start: Any, stop: Any, step: int, carried: list[Any], body: Any) -> tuple[Any, list[Any]]:
@@ -161,7 +183,7 @@ def _weighted_sum(permuted: bool) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             y, x, stride, columns, values, order, start, stop, bias, count, gate, relu = arguments
             at = Lanes(context, builder, signature.args[8])
-            floor = builder.select(relu, at.zero, at.lowest)
+            floor = builder.select(relu, at.zero, ir.Constant(at.vector, [float("-inf")] * at.count))
 
             def tile(vectors: int, masks: list[Any]) -> None:
                 sets = _sets(vectors)
@@ -293,3 +315,66 @@ def _sum_each(builder: Any, at: Lanes, vectors: list[Any]) -> Any:
         low, high = list(range(width)), list(range(width, 2 * width))
         total = builder.fadd(picked(total, total, low), picked(total, total, high))
     return total
+
+
+def _adam_entries(one_age: bool) -> Any:
+    @intrinsic
+    def adam_entries(  # type: ignore[no-untyped-def]
+        typing, values, gradients, first, second, ages, corrections1, corrections2, last1, last2, start, stop,
+        keep, pull, lr, rest1, beta2, rest2, eps,
+    ):  # fmt: skip
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            at = Lanes(context, builder, signature.args[-1])
+            whole = at.integers()
+            bases, (last1, last2, start, stop) = arguments[:7], arguments[7:11]
+            keep, pull, lr, rest1, beta2, rest2, eps = (at.splat(argument) for argument in arguments[11:])
+
+            def smaller(ages: Any, last: Any) -> Any:
+                limit = whole.splat(builder.trunc(last, I32))
+                return builder.select(builder.icmp_signed("<", ages, limit), ages, limit)
+
+            def corrections(k: Any, mask: Any) -> tuple[Any, Any]:
+                if one_age:
+                    return at.splat(at.element(bases[5], last1)), at.splat(at.element(bases[6], last2))
+                place = builder.add(bases[4], builder.mul(k, I64(4)))
+                ages = builder.add(whole.load(place, 0, mask), ir.Constant(whole.vector, [1] * at.count))
+                whole.store(ages, place, 0, mask)
+                return at.gather(bases[5], smaller(ages, last1), mask), at.gather(bases[6], smaller(ages, last2), mask)
+
+            def step(k: Any, mask: Any) -> None:
+                offset = builder.mul(k, I64(at.bytes))
+                places = [builder.add(base, offset) for base in bases[:4]]
+                value, gradient, moment, square = (at.load(address, 0, mask) for address in places)
+                gradient = at.fma(pull, value, gradient)
+                moment = at.fma(rest1, builder.fsub(gradient, moment), moment)
+                square = at.fma(builder.fmul(rest2, gradient), gradient, builder.fmul(beta2, square))
+                at.store(moment, places[2], 0, mask)
+                at.store(square, places[3], 0, mask)
+                correction1, correction2 = corrections(k, mask)
+                scale = builder.fadd(at.sqrt(builder.fdiv(square, correction2)), eps)
+                change = builder.fdiv(builder.fmul(lr, moment), builder.fmul(correction1, scale))
+                at.store(builder.fsub(builder.fmul(keep, value), change), places[0], 0, mask)
+
+            def unmasked(k: Any, _: list[Any]) -> list[Any]:
+                step(k, None)
+                return []
+
+            k, _ = _loop(builder, start, stop, at.count, [], unmasked)
+            with builder.if_then(builder.icmp_signed("<", k, stop)):
+                step(k, at.mask(builder.sub(stop, k)))
+            return context.get_dummy_value()
+
+        return types.void(*(types.int64,) * 11, *(eps,) * 7), codegen
+
+    return adam_entries
+
+
+adam_entries = _adam_entries(one_age=False)
+"""One step of Adam for entries start … stop-1: the loop of `fused.adam_block`.
+
+Arguments: addresses of five arrays and two tables of corrections; the tables' last indices, which older ages share;
+what follows has the element type.
+"""
+
+adam_entries_of_one_age = _adam_entries(one_age=True)
+"""As `adam_entries`, with no array of ages: the corrections are those at the given last indices."""

@@ -1,0 +1,131 @@
+"""Compiled updates of 1-D arrays: Adam with an age per connection, and Polyak averaging, each in one pass.
+
+As `kernels`: importing this file imports Numba, a `…_block` works on entries start … stop-1 in one thread, the
+plain name on all entries and as many threads as they are worth.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit, prange
+
+from sparse_core.threads import thread_count
+from sparse_core.vectors import adam_entries, adam_entries_of_one_age
+
+SHARE = 1 << 15  # entries that are worth a thread of their own
+
+serial = njit(cache=True, nogil=True, error_model="numpy")
+threaded = njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+
+
+def corrections(beta: float, dtype: torch.dtype, age: int) -> Any:
+    """1 - βᵗ for t = 0, 1, … up to at least `age`, or as far as it is not yet 1, as `Adam` works it out.
+
+    Kernels take an age beyond the table for the table's last entry.
+    """
+    return _corrections(beta, dtype, max(10, age.bit_length()))
+
+
+@cache
+def _corrections(beta: float, dtype: torch.dtype, doublings: int) -> Any:
+    enough = 2 if beta == 0 else math.ceil(math.log(torch.finfo(dtype).eps / 4) / math.log(beta)) + 2
+    times = torch.arange(min(2**doublings, enough), dtype=dtype)
+    table = torch.ones_like(times) if beta == 0 else times.mul(math.log(beta)).expm1_().neg_()
+    return table.numpy()
+
+
+@serial
+def adam_block(
+    values: Any, gradients: Any, first: Any, second: Any, ages: Any, first_corrections: Any, second_corrections: Any,
+    lr: Any, beta1: Any, beta2: Any, eps: Any, decay: Any, decoupled: Any, start: Any, stop: Any,
+) -> None:  # fmt: skip
+    """One step of Adam for these entries, each of which grows older by one; as `sparse_core.Adam`.
+
+    One age for all entries (`ages` of length one) stays as it is: the caller increments it after its last block.
+    With t the age, then: g += decay · value unless decoupled; m += (1-β₁)(g - m); s = β₂ s + (1-β₂) g²;
+    value = (1 - lr · decay if decoupled) · value - lr · m / ((1-β₁ᵗ) (√(s / (1-β₂ᵗ)) + eps)).
+    LLVM leaves that loop scalar, since so many arrays might overlap: hence explicit vectors.
+    """
+    number = values.dtype.type
+    keep, pull = number(1 - lr * decay) if decoupled else number(1), number(0) if decoupled else number(decay)
+    rest1, rest2 = number(1 - beta1), number(1 - beta2)
+    last1, last2 = first_corrections.shape[0] - 1, second_corrections.shape[0] - 1
+    if ages.shape[0] == values.shape[0]:
+        adam_entries(
+            values.ctypes.data, gradients.ctypes.data, first.ctypes.data, second.ctypes.data, ages.ctypes.data,
+            first_corrections.ctypes.data, second_corrections.ctypes.data, last1, last2, start, stop,
+            keep, pull, number(lr), rest1, number(beta2), rest2, number(eps),
+        )  # fmt: skip
+    else:
+        age = np.int64(ages[0]) + 1
+        adam_entries_of_one_age(
+            values.ctypes.data, gradients.ctypes.data, first.ctypes.data, second.ctypes.data, 0,
+            first_corrections.ctypes.data, second_corrections.ctypes.data, min(age, last1), min(age, last2),
+            start, stop, keep, pull, number(lr), rest1, number(beta2), rest2, number(eps),
+        )  # fmt: skip
+
+
+@serial
+def polyak_block(target: Any, source: Any, tau: Any, start: Any, stop: Any) -> None:
+    """Target = (1 - τ) target + τ source, for these entries."""
+    share, rest = target.dtype.type(tau), target.dtype.type(1 - tau)
+    for k in range(start, stop):
+        target[k] = rest * target[k] + share * source[k]
+
+
+@threaded
+def adam_threaded(
+    values: Any, gradients: Any, first: Any, second: Any, ages: Any, first_corrections: Any, second_corrections: Any,
+    lr: Any, beta1: Any, beta2: Any, eps: Any, decay: Any, decoupled: Any, threads: Any,
+) -> None:  # fmt: skip
+    """`adam_block` over everything, on `threads` threads."""
+    count = values.shape[0]
+    for task in prange(threads):
+        adam_block(
+            values, gradients, first, second, ages, first_corrections, second_corrections,
+            lr, beta1, beta2, eps, decay, decoupled, count * task // threads, count * (task + 1) // threads,
+        )  # fmt: skip
+
+
+@threaded
+def polyak_threaded(target: Any, source: Any, tau: Any, threads: Any) -> None:
+    """`polyak_block` over everything, on `threads` threads."""
+    count = target.shape[0]
+    for task in prange(threads):
+        polyak_block(target, source, tau, count * task // threads, count * (task + 1) // threads)
+
+
+def adam(
+    values: Any, gradients: Any, first: Any, second: Any, ages: Any, first_corrections: Any, second_corrections: Any,
+    lr: float, beta1: float, beta2: float, eps: float, decay: float = 0.0, decoupled: bool = False,
+) -> None:  # fmt: skip
+    """One step of `sparse_core.Adam` in place, for 1-D arrays and an int32 age per entry or one for all.
+
+    The two tables of `corrections` must reach the oldest age after this step, or be as long as they get.
+    """
+    arrays = (values, gradients, first, second, ages, first_corrections, second_corrections)
+    threads = _threads_for(values.shape[0])
+    if threads > 1:
+        adam_threaded(*arrays, lr, beta1, beta2, eps, decay, decoupled, threads)
+    else:
+        adam_block(*arrays, lr, beta1, beta2, eps, decay, decoupled, 0, values.shape[0])
+    if ages.shape[0] != values.shape[0]:
+        ages += 1
+
+
+def polyak(target: Any, source: Any, tau: float) -> None:
+    """Target = (1 - τ) target + τ source in place, for 1-D arrays."""
+    threads = _threads_for(target.shape[0])
+    if threads > 1:
+        polyak_threaded(target, source, tau, threads)
+    else:
+        polyak_block(target, source, tau, 0, target.shape[0])
+
+
+def _threads_for(count: int) -> int:
+    return 1 if count < 2 * SHARE else min(thread_count(), count // SHARE)

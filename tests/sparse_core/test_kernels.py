@@ -1,0 +1,339 @@
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sparse_core import Adam, Topology, fused, kernels, vectors
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+LANES = {torch.float32: 16, torch.float64: 8}
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Case:
+    """One layer's arrays and what dense products make of them."""
+
+    def __init__(self, topology: Topology, batch: int, dtype: torch.dtype, seed: int = 0) -> None:
+        generator = seeded(seed)
+        rows, columns = topology.shape
+
+        def drawn(*shape: int) -> Tensor:
+            return torch.randn(*shape, dtype=dtype, generator=generator)
+
+        self.topology, self.dtype = topology, dtype
+        self.values, self.bias = drawn(topology.nnz), drawn(rows)
+        self.x, self.dy = drawn(columns, batch), drawn(rows, batch)
+        self.dense = torch.zeros(rows * columns, dtype=dtype).index_put((topology.positions,), self.values)
+        self.dense = self.dense.view(rows, columns)
+        transpose = topology.transpose
+        self.pointer, self.columns = topology.row_pointer.numpy(), topology.columns.numpy()
+        self.transpose = (
+            transpose.row_pointer.numpy(), transpose.columns.numpy(), transpose.permutation.to(torch.int32).numpy()
+        )  # fmt: skip
+
+    def forward(self, bias: bool = True, relu: bool = False) -> Tensor:
+        y = torch.full_like(self.dy, torch.nan)
+        biases = self.bias if bias else self.bias[:0]
+        arrays = (y.numpy(), self.x.numpy(), self.pointer, self.columns, self.values.numpy(), biases.numpy())
+        kernels.forward(*arrays, relu)
+        return y
+
+    def backward_inputs(self, gate: Tensor | None = None) -> Tensor:
+        dx = torch.full_like(self.x, torch.nan)
+        gates = torch.empty(0, 0, dtype=self.dtype) if gate is None else gate
+        kernels.backward_inputs(dx.numpy(), self.dy.numpy(), *self.transpose, self.values.numpy(), gates.numpy())
+        return dx
+
+    def backward_values(self) -> Tensor:
+        dvalues = torch.full_like(self.values, torch.nan)
+        kernels.backward_values(dvalues.numpy(), self.dy.numpy(), self.x.numpy(), self.pointer, self.columns)
+        return dvalues
+
+    def check(self) -> None:
+        expected = self.dense @ self.x
+        self.assert_close(self.forward(bias=False), expected)
+        self.assert_close(self.forward(), expected + self.bias[:, None])
+        self.assert_close(self.forward(relu=True), (expected + self.bias[:, None]).relu())
+        expected = self.dense.T @ self.dy
+        self.assert_close(self.backward_inputs(), expected)
+        self.assert_close(self.backward_inputs(self.x), expected * (self.x > 0))
+        self.assert_close(self.backward_values(), (self.dy @ self.x.T).flatten()[self.topology.positions])
+
+    def assert_close(self, actual: Tensor, expected: Tensor) -> None:
+        tolerance = TOLERANCE[self.dtype] * max(1, float(expected.abs().max()) if expected.numel() else 1)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+
+
+def topology(rows: int, columns: int, nnz: int, seed: int = 0) -> Topology:
+    return Topology.random((rows, columns), nnz, seeded(seed))
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_a_layer_one_can_check_by_hand() -> None:
+    #  y0 = 2 x0 - x2,  y1 = nothing,  y2 = 3 x1
+    case = Case(Topology.from_mask(torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 0]])), 2, torch.float64)
+    case.values[:] = torch.tensor([2.0, -1.0, 3.0])
+    case.x[:] = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    case.dy[:] = torch.tensor([[1.0, 0.0], [7.0, 7.0], [0.0, 1.0]])
+    assert case.forward(bias=False).tolist() == [[-3, -2], [0, 0], [9, 12]]
+    assert case.forward(bias=False, relu=True).tolist() == [[0, 0], [0, 0], [9, 12]]
+    assert case.backward_inputs().tolist() == [[2, 0], [0, 3], [-1, 0]]
+    assert case.backward_values().tolist() == [1, 5, 4]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@given(
+    rows=st.integers(1, 40), columns=st.integers(1, 40), batch=st.integers(0, 300),
+    density=st.floats(0, 1), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_products_equal_dense_ones(
+    dtype: torch.dtype, rows: int, columns: int, batch: int, density: float, seed: int
+) -> None:
+    Case(topology(rows, columns, round(density * rows * columns), seed), batch, dtype, seed).check()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("nnz", [0, 1, 5, 35])
+def test_every_tile_size(dtype: torch.dtype, nnz: int) -> None:
+    # Batches around every number of vectors, each with a full, a nearly empty and a nearly full last vector.
+    lanes = LANES[dtype]
+    for vector in range(2 * max(vectors.TILES) + 2):
+        for batch in (vector * lanes, vector * lanes + 1, vector * lanes + lanes - 1):
+            Case(topology(5, 7, nnz), batch, dtype).check()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_rows_and_columns_without_connections(dtype: torch.dtype) -> None:
+    mask = torch.zeros(30, 20)
+    mask[::7, ::3] = 1
+    Case(Topology.from_mask(mask), 33, dtype).check()
+    Case(Topology.from_mask(torch.zeros(3, 2)), 33, dtype).check()
+
+
+def test_what_is_not_finite_stays_so() -> None:
+    case = Case(Topology.full((1, 2)), 3, torch.float32)
+    case.values[:], case.bias[:] = 1.0, 0.0
+    case.x[:] = torch.tensor([[torch.nan, torch.inf, -torch.inf], [1.0, 1.0, 1.0]])
+    torch.testing.assert_close(case.forward(relu=True), torch.tensor([[torch.nan, torch.inf, 0.0]]), equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("batch", [1, 24, 100, 256, 300, 1000])
+def test_threads_do_not_change_a_bit(dtype: torch.dtype, batch: int, threads: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(kernels, "SHARE", 1)
+    case = Case(topology(70, 90, 1500), batch, dtype)
+    results = []
+    for count in (1, 2):
+        threads(count)
+        results.append([case.forward(relu=True), case.backward_inputs(case.x), case.backward_values()])
+    # More parts than threads of the machine, as a larger machine would have.
+    y, dx, dvalues = (torch.full_like(result, torch.nan) for result in results[0])
+    for count in (3, 4, 8):
+        kernels.forward_threaded(
+            y.numpy(), case.x.numpy(), case.pointer, case.columns, case.values.numpy(), case.bias.numpy(), True, count
+        )
+        kernels.backward_inputs_threaded(
+            dx.numpy(), case.dy.numpy(), *case.transpose, case.values.numpy(), case.x.numpy(), count
+        )
+        kernels.backward_values_threaded(
+            dvalues.numpy(), case.dy.numpy(), case.x.numpy(), case.pointer, case.columns, count
+        )
+        results.append([y.clone(), dx.clone(), dvalues.clone()])
+    for result in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(results[0], result, strict=True))
+
+
+@given(fan_in=st.lists(st.integers(0, 50), min_size=1, max_size=60), parts=st.integers(1, 9))
+def test_row_chunks_cover_all_rows_and_are_balanced(fan_in: list[int], parts: int) -> None:
+    pointer = np.concatenate([[0], np.cumsum(fan_in)])
+    bounds = [kernels.row_boundary(pointer, part, parts) for part in range(parts + 1)]
+    assert bounds[0] == 0
+    assert bounds[-1] == len(fan_in)
+    assert bounds == sorted(bounds)
+    loads = [sum(fan_in[a:b]) + b - a for a, b in itertools.pairwise(bounds)]
+    assert max(loads) <= (sum(fan_in) + len(fan_in)) / parts + max(fan_in) + 1
+
+
+@given(batch=st.integers(0, 3000), threads=st.integers(1, 64), size=st.sampled_from([4, 8]))
+def test_batch_slices_cover_the_batch(batch: int, threads: int, size: int) -> None:
+    slices = kernels.batch_slices(batch, threads, size)
+    assert threads % slices == 0
+    starts = [kernels.slice_start(batch, part, slices, size) for part in range(slices + 1)]
+    assert starts == sorted(starts)
+    assert (starts[0], starts[-1]) == (0, batch)
+
+
+def adam_arrays(count: int, dtype: torch.dtype, seed: int) -> dict[str, Tensor]:
+    generator = seeded(seed)
+    drawn = {name: torch.randn(count, dtype=dtype, generator=generator) for name in ("values", "first", "second")}
+    return {**drawn, "second": drawn["second"].square()}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("one_age", [True, False])
+@pytest.mark.parametrize("decoupled", [True, False])
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.9)])
+@given(count=st.integers(1, 100), decay=st.sampled_from([0.0, 0.1]), seed=st.integers(0, 99))
+def test_the_adam_kernel_is_adam(
+    dtype: torch.dtype, one_age: bool, decoupled: bool, betas: tuple[float, float], count: int, decay: float, seed: int
+) -> None:
+    arrays = adam_arrays(count, dtype, seed)
+    ages = torch.randint(0, 30_000, () if one_age else (count,), generator=seeded(seed), dtype=torch.int32)
+    parameter = torch.nn.Parameter(arrays["values"].clone())
+    optimizer = Adam([parameter], lr=0.01, betas=betas, weight_decay=decay, decoupled=decoupled)
+    optimizer.state[parameter] = {
+        "exp_avg": arrays["first"].clone(), "exp_avg_sq": arrays["second"].clone(), "age": ages.clone()
+    }  # fmt: skip
+    ages = ages.reshape(-1)
+    for step in range(3):
+        gradient = torch.randn(count, dtype=dtype, generator=seeded(step))
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        tables = [fused.corrections(beta, dtype, int(ages.max()) + 1) for beta in betas]
+        fused.adam(
+            arrays["values"].numpy(), gradient.numpy(), arrays["first"].numpy(), arrays["second"].numpy(),
+            ages.numpy(), *tables, 0.01, *betas, 1e-8, decay, decoupled,
+        )  # fmt: skip
+    state = optimizer.state[parameter]
+    assert torch.equal(ages, state["age"].reshape(-1))
+    tolerance = {"rtol": 10 * TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
+    torch.testing.assert_close(arrays["first"], state["exp_avg"], **tolerance)
+    torch.testing.assert_close(arrays["second"], state["exp_avg_sq"], **tolerance)
+    torch.testing.assert_close(arrays["values"], parameter.detach(), **tolerance)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_corrections_are_those_of_adam_however_old(dtype: torch.dtype) -> None:
+    for beta in (0.0, 0.5, 0.999):
+        for age in (1, 10, 1000, 2000, 100_000):
+            table = fused.corrections(beta, dtype, age)
+            assert table[min(age, len(table) - 1)] == pytest.approx(1 - beta**age, rel=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_the_polyak_kernel(dtype: torch.dtype) -> None:
+    target, source = (torch.randn(77, dtype=dtype, generator=seeded(seed)) for seed in range(2))
+    expected = 0.9 * target + 0.1 * source
+    fused.polyak(target.numpy(), source.numpy(), 0.1)
+    torch.testing.assert_close(target, expected, rtol=0, atol=TOLERANCE[dtype])
+
+
+def test_long_arrays_are_updated_on_threads(threads: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(fused, "SHARE", 8)
+    tables = [fused.corrections(beta, torch.float32, 10) for beta in (0.9, 0.999)]
+    results = []
+    for count in (1, 2):
+        threads(count)
+        arrays, ages = adam_arrays(1001, torch.float32, 0), torch.zeros(1001, dtype=torch.int32)
+        values, first, second = (arrays[name].numpy() for name in ("values", "first", "second"))
+        fused.adam(values, arrays["first"].clone().numpy(), first, second, ages.numpy(), *tables, 0.1, 0.9, 0.999, 1e-8)
+        fused.polyak(values, first, 0.1)
+        results.append([*arrays.values(), ages])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def run(code: str, **environment: str) -> str:
+    root = str(Path(kernels.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root, **environment},
+        capture_output=True, text=True, timeout=250,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+# Every array ends right before memory that must not be touched (or begins right after it): a read one byte too
+# far ends the process. Vectors are beyond Numba's own bounds checks, which look after the rest.
+GUARDED = """
+import ctypes, mmap, sys
+import numpy as np, torch
+from sparse_core import Topology, fused, kernels
+
+PAGE, libc = mmap.PAGESIZE, ctypes.CDLL(None, use_errno=True)
+
+def guarded(array, at_end):
+    array = np.ascontiguousarray(array)
+    pages = -(-max(array.nbytes, 1) // PAGE)
+    block = mmap.mmap(-1, (pages + 2) * PAGE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(block))
+    for page in (0, pages + 1):
+        assert libc.mprotect(ctypes.c_void_p(start + page * PAGE), PAGE, 0) == 0
+    offset = PAGE + (pages * PAGE - array.nbytes if at_end else 0)
+    copy = np.frombuffer(block, array.dtype, array.size, offset).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+for dtype in (np.float32, np.float64):
+    for at_end in (True, False):
+        for rows, columns, nnz in ((5, 7, 12), (3, 2, 6), (4, 4, 1), (4, 4, 0), (30, 20, 90)):
+            topology = Topology.random((rows, columns), nnz, torch.Generator().manual_seed(0))
+            transpose = topology.transpose
+            index = [topology.row_pointer, topology.columns, transpose.row_pointer, transpose.columns]
+            pointer, column, t_pointer, t_column, order = (
+                guarded(tensor.numpy(), at_end) for tensor in [*index, transpose.permutation.to(torch.int32)]
+            )
+            values, bias = guarded(np.ones(nnz, dtype), at_end), guarded(np.ones(rows, dtype), at_end)
+            for batch in (1, 2, 7, 8, 15, 16, 17, 100, 129, 256, 300):
+                x = guarded(np.ones((columns, batch), dtype), at_end)
+                y = guarded(np.ones((rows, batch), dtype), at_end)
+                kernels.forward(y, x, pointer, column, values, bias, True)
+                kernels.forward(y, x, pointer, column, values, bias[:0], False)
+                kernels.backward_inputs(x, y, t_pointer, t_column, order, values, np.empty((0, 0), dtype))
+                kernels.backward_inputs(x, y, t_pointer, t_column, order, values, guarded(x, at_end))
+                kernels.backward_values(values, y, x, pointer, column)
+        for count in (1, 7, 8, 15, 16, 17, 33):
+            arrays = [guarded(np.ones(count, dtype), at_end) for _ in range(4)]
+            torch_dtype = torch.from_numpy(arrays[0]).dtype
+            tables = [guarded(fused.corrections(beta, torch_dtype, 1), at_end) for beta in (0.5, 0.999)]
+            for ages in (np.ones(count, np.int32), np.full(count, 10**6, np.int32), np.ones(1, np.int32)):
+                fused.adam(*arrays, guarded(ages, at_end), *tables, 0.1, 0.5, 0.999, 1e-8)
+            fused.polyak(*arrays[:2], 0.1)
+print("inside")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="guards memory pages with mprotect")
+@pytest.mark.parametrize("check", ["0", "1"])
+def test_nothing_is_read_or_written_outside(check: str, tmp_path: Path) -> None:
+    assert "inside" in run(GUARDED, NUMBA_BOUNDSCHECK=check, NUMBA_CACHE_DIR=str(tmp_path))
+
+
+def test_workqueue_is_never_used_silently(tmp_path: Path) -> None:
+    code = (
+        "import torch, warnings; torch.set_num_threads(2); from sparse_core import threads\n"
+        "with warnings.catch_warnings(record=True) as caught: print(threads.thread_count(), caught[0].message)"
+    )
+    assert "1 compiled kernels run on one thread" in run(code, NUMBA_THREADING_LAYER="workqueue", NUMBA_NUM_THREADS="2")
+
+
+def test_threads_follow_torch() -> None:
+    code = (
+        "import torch, numba; from sparse_core.threads import thread_count\n"
+        "for count in (2, 1, 2): torch.set_num_threads(count); print(thread_count(), numba.get_num_threads())\n"
+        "print(numba.config.THREADING_LAYER)"
+    )
+    lines = run(code, NUMBA_NUM_THREADS="2").splitlines()
+    assert lines[:3] == ["2 2", "1 2", "2 2"]
+    assert lines[3] in ("omp", "tbb")
+
+
+def test_importing_the_core_leaves_numba_alone() -> None:
+    assert run("import sys, sparse_core; print('numba' in sys.modules)").strip() == "False"
