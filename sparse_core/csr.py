@@ -6,6 +6,7 @@ entries. Outputs are handed out as transposed views, so that a chain of such lay
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -17,12 +18,15 @@ from torch import Tensor
 from sparse_core.gemm import refuse_double_backward
 from sparse_core.signals import Capture
 
+logger = logging.getLogger(__name__)
+
 DTYPES = (torch.float32, torch.float64)
 
 
 @cache
 def kernels() -> ModuleType:
     """The compiled kernels, imported on first use: Numba takes half a second."""
+    logger.info("loading the compiled kernels; the first time on a machine they take a few seconds to compile")
     from sparse_core import kernels as module
 
     return module

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.extending import intrinsic
 
 from sparse_core.threads import thread_count
-from sparse_core.vectors import adam_entries, adam_entries_of_one_age
+from sparse_core.vectors import I32, I64, Lanes, loop
 
 SHARE = 1 << 15  # entries that are worth a thread of their own
 
@@ -37,6 +39,69 @@ def _corrections(beta: float, dtype: torch.dtype, doublings: int) -> Any:
     times = torch.arange(min(2**doublings, enough), dtype=dtype)
     table = torch.ones_like(times) if beta == 0 else times.mul(math.log(beta)).expm1_().neg_()
     return table.numpy()
+
+
+def _adam_entries(one_age: bool) -> Any:
+    @intrinsic
+    def adam_entries(  # type: ignore[no-untyped-def]
+        typing, values, gradients, first, second, ages, corrections1, corrections2, last1, last2, start, stop,
+        keep, pull, lr, rest1, beta2, rest2, eps,
+    ):  # fmt: skip
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            at = Lanes(context, builder, signature.args[-1])
+            whole = at.integers()
+            bases, (last1, last2, start, stop) = arguments[:7], arguments[7:11]
+            keep, pull, lr, rest1, beta2, rest2, eps = (at.splat(argument) for argument in arguments[11:])
+
+            def smaller(ages: Any, last: Any) -> Any:
+                limit = whole.splat(builder.trunc(last, I32))
+                return builder.select(builder.icmp_signed("<", ages, limit), ages, limit)
+
+            def corrections(k: Any, mask: Any) -> tuple[Any, Any]:
+                if one_age:
+                    return at.splat(at.element(bases[5], last1)), at.splat(at.element(bases[6], last2))
+                place = builder.add(bases[4], builder.mul(k, I64(4)))
+                ages = builder.add(whole.load(place, 0, mask), ir.Constant(whole.vector, [1] * at.count))
+                whole.store(ages, place, 0, mask)
+                return at.gather(bases[5], smaller(ages, last1), mask), at.gather(bases[6], smaller(ages, last2), mask)
+
+            def step(k: Any, mask: Any) -> None:
+                offset = builder.mul(k, I64(at.bytes))
+                places = [builder.add(base, offset) for base in bases[:4]]
+                value, gradient, moment, square = (at.load(address, 0, mask) for address in places)
+                gradient = at.fma(pull, value, gradient)
+                moment = at.fma(rest1, builder.fsub(gradient, moment), moment)
+                square = at.fma(builder.fmul(rest2, gradient), gradient, builder.fmul(beta2, square))
+                at.store(moment, places[2], 0, mask)
+                at.store(square, places[3], 0, mask)
+                correction1, correction2 = corrections(k, mask)
+                scale = builder.fadd(at.sqrt(builder.fdiv(square, correction2)), eps)
+                change = builder.fdiv(builder.fmul(lr, moment), builder.fmul(correction1, scale))
+                at.store(builder.fsub(builder.fmul(keep, value), change), places[0], 0, mask)
+
+            def unmasked(k: Any, _: list[Any]) -> list[Any]:
+                step(k, None)
+                return []
+
+            k, _ = loop(builder, start, stop, at.count, [], unmasked)
+            with builder.if_then(builder.icmp_signed("<", k, stop)):
+                step(k, at.mask(builder.sub(stop, k)))
+            return context.get_dummy_value()
+
+        return types.void(*(types.int64,) * 11, *(eps,) * 7), codegen
+
+    return adam_entries
+
+
+adam_entries = _adam_entries(one_age=False)
+"""One step of Adam for entries start … stop-1: the loop of `fused.adam_block`.
+
+Arguments: addresses of five arrays and two tables of corrections; the tables' last indices, which older ages share;
+what follows has the element type.
+"""
+
+adam_entries_of_one_age = _adam_entries(one_age=True)
+"""As `adam_entries`, with no array of ages: the corrections are those at the given last indices."""
 
 
 @serial

@@ -18,6 +18,8 @@ from sparse_core.threads import thread_count
 from sparse_core.vectors import TILES, UNIT, VECTOR_BYTES, permuted_sum, sampled_dots, weighted_sum
 
 LARGEST = max(TILES)
+CACHE = 1 << 19  # bytes of x that stay in a core's second-level cache beside the rest
+BLOCK_FAN_IN = 128  # connections of a row that a block of columns must hold to be worth its own pass
 SHARE = 1 << 17  # multiplications that are worth a thread of their own: entering a parallel region takes about 3 µs
 
 serial = njit(cache=True, nogil=True, error_model="numpy")
@@ -78,23 +80,57 @@ def slice_start(batch: Any, number: Any, slices: Any, bytes_each: Any) -> Any:
 
 
 @serial
+def column_blocks(features: Any, tile_bytes: Any, connections: Any, rows: Any) -> Any:
+    """Into how many blocks of columns rows are cut so that what they read of x stays in the cache.
+
+    Only where a row then still has enough connections per block to pay for reading and writing its output again.
+    """
+    wanted = (features * tile_bytes + CACHE - 1) // CACHE
+    return max(1, min(wanted, connections // max(1, rows * BLOCK_FAN_IN)))
+
+
+@serial
+def block_end(columns: Any, begin: Any, end: Any, limit: Any) -> Any:
+    """First of the connections begin … end-1 of a row whose column is not below `limit`; `end` if there is none."""
+    while begin < end:
+        middle = (begin + end) // 2
+        if columns[middle] < limit:
+            begin = middle + 1
+        else:
+            end = middle
+    return begin
+
+
+@serial
 def forward_block(
     y: Any, x: Any, row_pointer: Any, columns: Any, values: Any, bias: Any, relu: Any,
     first_row: Any, last_row: Any, start: Any, stop: Any,
 ) -> None:  # fmt: skip
     """Rows first_row … last_row-1 and batch entries start … stop-1 of y = W x + bias, negative ones zero if `relu`."""
-    size = x.itemsize
+    size, rows = x.itemsize, last_row - first_row
     y_stride, x_stride = y.shape[1] * size, x.shape[1] * size
     y_base, x_base = y.ctypes.data, x.ctypes.data
     columns_base, values_base = columns.ctypes.data, values.ctypes.data
+    done = np.empty(0, np.int64)
     while start < stop:
         end = tile_end(start, stop, size)
-        for row in range(first_row, last_row):
-            weighted_sum(
-                y_base + row * y_stride + start * size, x_base + start * size, x_stride, columns_base, values_base, 0,
-                row_pointer[row], row_pointer[row + 1], bias[row] if bias.shape[0] else values.dtype.type(0),
-                end - start, 0, relu,
-            )  # fmt: skip
+        blocks = column_blocks(x.shape[0], (end - start) * size, row_pointer[last_row] - row_pointer[first_row], rows)
+        if blocks > 1:
+            done = row_pointer[first_row:last_row].copy()
+        for block in range(blocks):
+            last = block == blocks - 1
+            limit = x.shape[0] * (block + 1) // blocks
+            for row in range(first_row, last_row):
+                begin = row_pointer[row] if blocks == 1 else done[row - first_row]
+                finish = row_pointer[row + 1]
+                if not last:
+                    finish = block_end(columns, begin, finish, limit)
+                    done[row - first_row] = finish
+                weighted_sum(
+                    y_base + row * y_stride + start * size, x_base + start * size, x_stride,
+                    columns_base, values_base, 0, begin, finish,
+                    bias[row] if bias.shape[0] else values.dtype.type(0), end - start, block > 0, 0, relu and last,
+                )  # fmt: skip
         start = end
 
 
@@ -107,19 +143,31 @@ def backward_inputs_block(
 
     Rows, columns and pointer are the transpose's; values stay in topology order and are read through `order`.
     """
-    size = dy.itemsize
+    size, rows = dy.itemsize, last_row - first_row
     dx_stride, dy_stride = dx.shape[1] * size, dy.shape[1] * size
     dx_base, dy_base, gate_base = dx.ctypes.data, dy.ctypes.data, gate.ctypes.data
     columns_base, values_base, order_base = columns.ctypes.data, values.ctypes.data, order.ctypes.data
+    done = np.empty(0, np.int64)
     while start < stop:
         end = tile_end(start, stop, size)
-        for row in range(first_row, last_row):
-            offset = row * dx_stride + start * size
-            permuted_sum(
-                dx_base + offset, dy_base + start * size, dy_stride, columns_base, values_base, order_base,
-                row_pointer[row], row_pointer[row + 1], values.dtype.type(0), end - start,
-                gate_base + offset if gate.shape[0] else 0, False,
-            )  # fmt: skip
+        blocks = column_blocks(dy.shape[0], (end - start) * size, row_pointer[last_row] - row_pointer[first_row], rows)
+        if blocks > 1:
+            done = row_pointer[first_row:last_row].copy()
+        for block in range(blocks):
+            last = block == blocks - 1
+            limit = dy.shape[0] * (block + 1) // blocks
+            for row in range(first_row, last_row):
+                begin = row_pointer[row] if blocks == 1 else done[row - first_row]
+                finish = row_pointer[row + 1]
+                if not last:
+                    finish = block_end(columns, begin, finish, limit)
+                    done[row - first_row] = finish
+                offset = row * dx_stride + start * size
+                permuted_sum(
+                    dx_base + offset, dy_base + start * size, dy_stride, columns_base, values_base, order_base,
+                    begin, finish, values.dtype.type(0), end - start, block > 0,
+                    gate_base + offset if gate.shape[0] and last else 0, False,
+                )  # fmt: skip
         start = end
 
 
@@ -128,19 +176,30 @@ def backward_values_block(
     dvalues: Any, dy: Any, x: Any, row_pointer: Any, columns: Any, first_row: Any, last_row: Any
 ) -> None:
     """dvalues[k] = Σ_b dy[row_k, b] x[column_k, b] for the connections of these rows."""
-    size, batch = x.itemsize, x.shape[1]
+    size, batch, rows = x.itemsize, x.shape[1], last_row - first_row
     stride = batch * size
     out, dy_base, x_base, columns_base = dvalues.ctypes.data, dy.ctypes.data, x.ctypes.data, columns.ctypes.data
     if batch == 0:
         dvalues[row_pointer[first_row] : row_pointer[last_row]] = 0
+    done = np.empty(0, np.int64)
     start = 0
     while start < batch:
         end = tile_end(start, batch, size)
-        for row in range(first_row, last_row):
-            sampled_dots(  # type: ignore[call-arg]  # Numba itself gives the first argument
-                out, dy_base + row * stride + start * size, x_base + start * size, stride, columns_base,
-                row_pointer[row], row_pointer[row + 1], end - start, start == 0, dvalues.dtype.type(0),
-            )  # fmt: skip
+        blocks = column_blocks(x.shape[0], (end - start) * size, row_pointer[last_row] - row_pointer[first_row], rows)
+        if blocks > 1:
+            done = row_pointer[first_row:last_row].copy()
+        for block in range(blocks):
+            limit = x.shape[0] * (block + 1) // blocks
+            for row in range(first_row, last_row):
+                begin = row_pointer[row] if blocks == 1 else done[row - first_row]
+                finish = row_pointer[row + 1]
+                if block < blocks - 1:
+                    finish = block_end(columns, begin, finish, limit)
+                    done[row - first_row] = finish
+                sampled_dots(  # type: ignore[call-arg]  # Numba itself gives the first argument
+                    out, dy_base + row * stride + start * size, x_base + start * size, stride, columns_base,
+                    begin, finish, end - start, start == 0, dvalues.dtype.type(0),
+                )  # fmt: skip
         start = end
 
 

@@ -122,7 +122,7 @@ class Lanes:
         return self.builder.call(function, arguments)
 
 
-def _loop(builder: Any, start: Any, stop: Any, step: int, carried: list[Any], body: Any) -> tuple[Any, list[Any]]:
+def loop(builder: Any, start: Any, stop: Any, step: int, carried: list[Any], body: Any) -> tuple[Any, list[Any]]:
     """`for k in range(start, stop - step + 1, step)`; returns where it ended and the carried values."""
     before = builder.block
     head, inside, after = (builder.append_basic_block(name) for name in ("head", "inside", "after"))
@@ -178,12 +178,26 @@ def _sets(vectors: int) -> int:
 def _weighted_sum(permuted: bool) -> Any:
     @intrinsic
     def weighted_sum(  # type: ignore[no-untyped-def]
-        typing, y, x, stride, columns, values, order, start, stop, bias, count, gate, relu
+        typing, y, x, stride, columns, values, order, start, stop, bias, count, resume, gate, relu
     ):
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            y, x, stride, columns, values, order, start, stop, bias, count, gate, relu = arguments
+            y, x, stride, columns, values, order, start, stop, bias, count, resume, gate, relu = arguments
             at = Lanes(context, builder, signature.args[8])
             floor = builder.select(relu, at.zero, ir.Constant(at.vector, [float("-inf")] * at.count))
+
+            def begun(masks: list[Any]) -> list[Any]:
+                fresh = at.splat(bias)
+                with builder.if_else(resume) as (further, first):
+                    with further:
+                        before = [at.load(y, i, mask) for i, mask in enumerate(masks)]
+                        left = builder.block
+                    with first:
+                        right = builder.block
+                sums = [builder.phi(at.vector) for _ in masks]
+                for total, value in zip(sums, before, strict=True):
+                    total.add_incoming(value, left)
+                    total.add_incoming(fresh, right)
+                return sums
 
             def tile(vectors: int, masks: list[Any]) -> None:
                 sets = _sets(vectors)
@@ -200,20 +214,20 @@ def _weighted_sum(permuted: bool) -> Any:
                     parts = [sums[s * vectors : (s + 1) * vectors] for s in range(sets)]
                     return [value for s, part in enumerate(parts) for value in add(builder.add(k, I64(s)), part)]
 
-                k, sums = start, [at.splat(bias)] * vectors
+                k, sums = start, begun(masks)
                 if sets > 1:
-                    k, sums = _loop(builder, k, stop, sets, sums + [at.zero] * (vectors * (sets - 1)), several)
+                    k, sums = loop(builder, k, stop, sets, sums + [at.zero] * (vectors * (sets - 1)), several)
                     while len(sums) > vectors:
                         half = len(sums) // 2
                         sums = [builder.fadd(sums[i], sums[half + i]) for i in range(half)]
-                _, sums = _loop(builder, k, stop, 1, sums, add)
+                _, sums = loop(builder, k, stop, 1, sums, add)
                 _finish(builder, at, sums, masks, y, gate, floor)
 
             _by_tile(builder, at, count, tile)
             return context.get_dummy_value()
 
         integers = types.int64
-        return types.void(*(integers,) * 8, bias, integers, integers, types.boolean), codegen
+        return types.void(*(integers,) * 8, bias, integers, types.boolean, integers, types.boolean), codegen
 
     return weighted_sum
 
@@ -236,7 +250,8 @@ weighted_sum = _weighted_sum(permuted=False)
 
 Arguments: addresses of y and x at the tile's first batch entry, bytes from one row of x to the next, addresses
 of columns and values, order (unused), first and last connection, bias (its type is the element type), batch
-entries in the tile, address of the gate's tile or 0, whether negative outputs become zero.
+entries in the tile, whether to go on from what y holds instead of the bias, address of the gate's tile or 0, whether
+negative outputs become zero.
 """
 
 permuted_sum = _weighted_sum(permuted=True)
@@ -283,8 +298,8 @@ def sampled_dots(  # type: ignore[no-untyped-def]
                 put(builder.extract_element(_sum_each(builder, at, [dot(k)] * 4), I32(0)), k)
                 return []
 
-            k, _ = _loop(builder, start, stop, 4, [], four)
-            _loop(builder, k, stop, 1, [], single)
+            k, _ = loop(builder, start, stop, 4, [], four)
+            loop(builder, k, stop, 1, [], single)
 
         _by_tile(builder, at, count, tile)
         return context.get_dummy_value()
@@ -315,66 +330,3 @@ def _sum_each(builder: Any, at: Lanes, vectors: list[Any]) -> Any:
         low, high = list(range(width)), list(range(width, 2 * width))
         total = builder.fadd(picked(total, total, low), picked(total, total, high))
     return total
-
-
-def _adam_entries(one_age: bool) -> Any:
-    @intrinsic
-    def adam_entries(  # type: ignore[no-untyped-def]
-        typing, values, gradients, first, second, ages, corrections1, corrections2, last1, last2, start, stop,
-        keep, pull, lr, rest1, beta2, rest2, eps,
-    ):  # fmt: skip
-        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            at = Lanes(context, builder, signature.args[-1])
-            whole = at.integers()
-            bases, (last1, last2, start, stop) = arguments[:7], arguments[7:11]
-            keep, pull, lr, rest1, beta2, rest2, eps = (at.splat(argument) for argument in arguments[11:])
-
-            def smaller(ages: Any, last: Any) -> Any:
-                limit = whole.splat(builder.trunc(last, I32))
-                return builder.select(builder.icmp_signed("<", ages, limit), ages, limit)
-
-            def corrections(k: Any, mask: Any) -> tuple[Any, Any]:
-                if one_age:
-                    return at.splat(at.element(bases[5], last1)), at.splat(at.element(bases[6], last2))
-                place = builder.add(bases[4], builder.mul(k, I64(4)))
-                ages = builder.add(whole.load(place, 0, mask), ir.Constant(whole.vector, [1] * at.count))
-                whole.store(ages, place, 0, mask)
-                return at.gather(bases[5], smaller(ages, last1), mask), at.gather(bases[6], smaller(ages, last2), mask)
-
-            def step(k: Any, mask: Any) -> None:
-                offset = builder.mul(k, I64(at.bytes))
-                places = [builder.add(base, offset) for base in bases[:4]]
-                value, gradient, moment, square = (at.load(address, 0, mask) for address in places)
-                gradient = at.fma(pull, value, gradient)
-                moment = at.fma(rest1, builder.fsub(gradient, moment), moment)
-                square = at.fma(builder.fmul(rest2, gradient), gradient, builder.fmul(beta2, square))
-                at.store(moment, places[2], 0, mask)
-                at.store(square, places[3], 0, mask)
-                correction1, correction2 = corrections(k, mask)
-                scale = builder.fadd(at.sqrt(builder.fdiv(square, correction2)), eps)
-                change = builder.fdiv(builder.fmul(lr, moment), builder.fmul(correction1, scale))
-                at.store(builder.fsub(builder.fmul(keep, value), change), places[0], 0, mask)
-
-            def unmasked(k: Any, _: list[Any]) -> list[Any]:
-                step(k, None)
-                return []
-
-            k, _ = _loop(builder, start, stop, at.count, [], unmasked)
-            with builder.if_then(builder.icmp_signed("<", k, stop)):
-                step(k, at.mask(builder.sub(stop, k)))
-            return context.get_dummy_value()
-
-        return types.void(*(types.int64,) * 11, *(eps,) * 7), codegen
-
-    return adam_entries
-
-
-adam_entries = _adam_entries(one_age=False)
-"""One step of Adam for entries start … stop-1: the loop of `fused.adam_block`.
-
-Arguments: addresses of five arrays and two tables of corrections; the tables' last indices, which older ages share;
-what follows has the element type.
-"""
-
-adam_entries_of_one_age = _adam_entries(one_age=True)
-"""As `adam_entries`, with no array of ages: the corrections are those at the given last indices."""

@@ -128,6 +128,18 @@ def test_rows_and_columns_without_connections(dtype: torch.dtype) -> None:
     Case(Topology.from_mask(torch.zeros(3, 2)), 33, dtype).check()
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_wide_layers_are_cut_into_blocks_of_columns(dtype: torch.dtype) -> None:
+    mask = torch.rand(9, 4000, generator=seeded()) < 0.3
+    mask[2], mask[4, :2000] = False, False  # a row without connections, one without any in the first blocks
+    fan_in = int(mask.sum()) // 9
+    assert kernels.column_blocks(4000, 256 * dtype.itemsize, int(mask.sum()), 9) > 3
+    assert fan_in > 3 * kernels.BLOCK_FAN_IN
+    for topology in (Topology.from_mask(mask), Topology.from_mask(mask.T)):
+        for batch in (256, 300):
+            Case(topology, batch, dtype).check()
+
+
 def test_what_is_not_finite_stays_so() -> None:
     case = Case(Topology.full((1, 2)), 3, torch.float32)
     case.values[:], case.bias[:] = 1.0, 0.0
