@@ -62,8 +62,11 @@ def product(inputs: Tensor, layer: Any) -> Tensor:
     if layer.frozen.numel():
         merged = values.new_empty(layer.nnz).index_copy(0, layer.frozen.long(), layer.frozen_values)
         values = merged.index_copy(0, layer.movable, values)
+    bias = layer.effective_bias()
+    if not torch.is_grad_enabled():  # spares the autograd node, which costs more than the product at batch 1
+        return _batch_first(_multiply(_feature_major(inputs), values, bias, layer.row_pointer, layer.columns), inputs)
     output: Tensor = CsrLinear.apply(
-        inputs, values, layer.effective_bias(), layer.row_pointer, layer.columns,
+        inputs, values, bias, layer.row_pointer, layer.columns,
         layer.transpose_pointer, layer.transpose_columns, layer.transpose_order, layer.capture,
     )  # fmt: skip
     return output
@@ -87,17 +90,11 @@ class CsrLinear(torch.autograd.Function):
     ) -> Tensor:
         """Inputs (…, in_features) to outputs (…, out_features)."""
         x = _feature_major(inputs)
-        rows = row_pointer.numel() - 1
-        y = x.new_empty(rows, x.shape[1])
-        biases = values.new_empty(0) if bias is None else bias.contiguous()
-        kernels().forward(
-            _array(y), _array(x), _array(row_pointer), _array(columns), _array(values), _array(biases), False
-        )
         ctx.save_for_backward(
             x, values, row_pointer, columns, transpose_pointer, transpose_columns, transpose_order
         )  # fmt: skip
         ctx.capture, ctx.shape = capture, inputs.shape
-        return y.T.reshape(*inputs.shape[:-1], rows)
+        return _batch_first(_multiply(x, values, bias, row_pointer, columns), inputs)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -123,6 +120,7 @@ class CsrLinear(torch.autograd.Function):
         return d_inputs, d_values, d_bias, None, None, None, None, None, None
 
 
+_NO_BIAS = {torch.float32: np.empty(0, np.float32), torch.float64: np.empty(0, np.float64)}
 _NO_GATE = {torch.float32: np.empty((0, 0), np.float32), torch.float64: np.empty((0, 0), np.float64)}
 
 
@@ -131,5 +129,19 @@ def _feature_major(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, tensor.shape[-1]).T.contiguous()
 
 
+def _batch_first(y: Tensor, inputs: Tensor) -> Tensor:
+    """Outputs (out_features, batch) as a view (…, out_features) with the leading shape of the inputs."""
+    return y.T.reshape(*inputs.shape[:-1], y.shape[0])
+
+
+def _multiply(x: Tensor, values: Tensor, bias: Tensor | None, row_pointer: Tensor, columns: Tensor) -> Tensor:
+    """W x + b for x (in_features, batch), outside autograd."""
+    y = x.new_empty(row_pointer.numel() - 1, x.shape[1])
+    biases = _NO_BIAS[values.dtype] if bias is None else _array(bias)
+    kernels().forward(_array(y), _array(x), _array(row_pointer), _array(columns), _array(values), biases, False)
+    return y
+
+
 def _array(tensor: Tensor) -> Any:
-    return tensor.detach().numpy()
+    """A NumPy view; detaching costs as much again, so only where it must."""
+    return (tensor.detach() if tensor.requires_grad else tensor).numpy()

@@ -18,7 +18,7 @@ from sparse_core.threads import thread_count
 from sparse_core.vectors import TILES, UNIT, VECTOR_BYTES, permuted_sum, sampled_dots, weighted_sum
 
 LARGEST = max(TILES)
-CACHE = 1 << 19  # bytes of x that stay in a core's second-level cache beside the rest
+CACHE = 1 << 20  # bytes of x between which rows are cut: about a core's second-level cache
 BLOCK_FAN_IN = 128  # connections of a row that a block of columns must hold to be worth its own pass
 SHARE = 1 << 17  # multiplications that are worth a thread of their own: entering a parallel region takes about 3 µs
 
