@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from gymnasium import spaces
+
 from sparse_core import BACKENDS, DISTRIBUTIONS, INITIALISATIONS, PRESETS, SCHEDULES
 from sparse_core.distributions import check_sparsity
 
@@ -49,13 +52,15 @@ class SparseOptions:
         preset = PRESETS[topology]
         if sparsity is None:
             sparsity = 0.0 if preset.dense else 0.5
+        check_sparsity(sparsity)
         actor, critic = (
             check_sparsity(sparsity if own is None else own) for own in (actor_sparsity, critic_sparsity)
         )  # fmt: skip
         if preset.dense and (actor or critic):
+            others = ", ".join(name for name, other in PRESETS.items() if not other.dense)
             raise ValueError(
                 f"topology {topology!r} keeps every connection, got sparsity {max(actor, critic):g}; leave "
-                f"the sparsity out, or choose one of {', '.join(name for name, other in PRESETS.items() if not other.dense)}"
+                f"the sparsity out, or choose one of {others}"
             )
         options = cls(
             topology, actor, critic, distribution or preset.distribution, dense, init or preset.init,
@@ -75,7 +80,7 @@ class SparseOptions:
             raise ValueError(f"`drop_fraction` must be in [0, 1], got {self.drop_fraction!r}")
         if not 0 <= self.stop <= 1:
             raise ValueError(f"`stop` must be a share of the updates in [0, 1], got {self.stop!r}")
-        if self.period < 1 or self.capture_batches < 1:
+        if not (self.period >= 1 and self.capture_batches >= 1):
             raise ValueError(
                 f"`period` and `capture_batches` must be at least 1, got {self.period}, {self.capture_batches}"
             )
@@ -98,7 +103,30 @@ class SparseOptions:
         """What each `Sparsifier` is told."""
         if not self.moves:
             return dict(seed=seed)
+        if total_updates is None and (self.schedule != "constant" or self.stop < 1):
+            raise ValueError(
+                f"schedule {self.schedule!r} with `stop` {self.stop:g} needs the length of training, which does not "
+                "follow from these settings; give `total_updates`, the planned critic gradient steps"
+            )
         return dict(
             drop_fraction=self.drop_fraction, period=self.period, schedule=self.schedule, stop=self.stop,
             capture_batches=self.capture_batches, total_steps=total_updates, seed=seed,
         )  # fmt: skip
+
+
+def check_spaces(observations: spaces.Space[Any], actions: spaces.Space[Any]) -> None:
+    """Raise a `ValueError` for an environment that is not of boxes."""
+    if isinstance(observations, spaces.Dict):
+        raise ValueError(
+            "SparseTD3 takes Box observations, got Dict; flatten them with `gymnasium.wrappers.FlattenObservation`"
+        )
+    if not isinstance(actions, spaces.Box):
+        raise ValueError(f"SparseTD3 takes Box actions, got {actions}; take an environment with continuous actions")
+
+
+def check_network(net_arch: Any) -> None:
+    """Raise a `ValueError` for a hidden layer without units."""
+    widths = [*net_arch.values()] if isinstance(net_arch, dict) else [net_arch] if net_arch is not None else []
+    for layers in widths:
+        if not all(isinstance(width, (int, np.integer)) and width > 0 for width in layers):
+            raise ValueError(f"every hidden layer must be at least 1 wide, got `net_arch` {net_arch!r}")
