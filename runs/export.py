@@ -25,9 +25,10 @@ def export(options: Export) -> int:
     """Write the file and say where it is."""
     model, settings, step = load_agent(options.directory, options.step)
     path = options.out or options.directory / "export" / DEFAULT_NAMES[options.to]
-    with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
     data = {"dense-state-dict": _state_dict_bytes, "sb3": _sb3_bytes, "onnx": _onnx_bytes}[options.to](model, settings)
+    if options.out is None:
+        with writing(path.parent):
+            path.parent.mkdir(exist_ok=True)
     write_atomically(path, data)
     print(f"step {step} of {options.directory} as {options.to}: {path}")
     return 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from agents import SparseTD3
 from agents.costs import training_cost
 from runs.settings import Settings
@@ -18,6 +20,11 @@ def result(
     """The result of a finished run; whatever two identical runs may differ in is under `measured`."""
     networks = {"actor": model.actor} | {f"critic.qf{index}": q for index, q in enumerate(model.critic.q_networks)}
     counts = {f"{name}.{layer}": count for name, net in networks.items() for layer, count in counts_of(net).items()}
+    # A run resumed just before its end has not had every gradient yet; one that learned has had them all.
+    for optimizer in (model.actor.optimizer, model.critic.optimizer):
+        for parameter in optimizer.state:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
     memory = meters.memory(model.policy, optimizers=(model.actor.optimizer, model.critic.optimizer))
     return {
         "format": FORMAT,

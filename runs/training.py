@@ -27,19 +27,20 @@ from runs.progress import TrainingBar
 from runs.recorder import Interrupted, Journal, Recorder
 from runs.results import result, total_sparsity
 from runs.scoring import EVALUATION_SEED, Scorer
-from runs.settings import Settings
+from runs.settings import Settings, check_device
 from runs.snapshot import pack, unpack
 
 
 def train(options: Train) -> int:
     """Begin a run in a new directory and train it to its end."""
     settings = Settings.resolve(options)
-    directory = options.out or default_directory(settings)
+    directory = default_directory(settings) if options.out is None else options.out
     refuse_existing(directory)
     model = build(settings)
     then = "run the command again"
     with writing(directory, then):
-        directory.mkdir(parents=True, exist_ok=True)
+        # A parent that is not there is more often a slip than a wish.
+        directory.mkdir(parents=options.out is None, exist_ok=True)
     with RunLock(directory):
         refuse_existing(directory)
         write_json(directory / "config.json", config(settings), then)
@@ -53,6 +54,7 @@ def resume(options: Resume) -> int:
     if (directory / "result.json").exists():
         print(f"{directory} is finished: {settings.steps} steps; see `sparse-agents evaluate {directory}`")
         return 0
+    check_device(settings.device)
     with RunLock(directory):
         store = CheckpointStore(directory / "checkpoints", run=directory)
         checkpoint = store.load(options.step) if options.step is not None or store.steps() else None
@@ -94,7 +96,7 @@ def read_config(directory: Path) -> tuple[Settings, dict[str, Any]]:
     """The settings of a run directory and the whole of its `config.json`."""
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory; give the directory of a run")
-    written = read_json(directory / "config.json", "the config of a run")
+    written = read_json(directory / "config.json", "config of a run")
     return Settings.from_config(written, str(directory / "config.json")), written
 
 
@@ -121,11 +123,13 @@ def _train(directory: Path, settings: Settings, model: SparseTD3, checkpoint: Ch
     metrics = MetricsFile(directory / "metrics.jsonl", journal.metrics_offset, then)
     start = model.num_timesteps
     label = f"{settings.env} {settings.topology}"
+    if checkpoint is not None:
+        print(f"continuing {directory} from step {start}", file=sys.stderr)
     try:
         with TrainingBar(settings.steps, start, total_sparsity(model), label) as bar, _stop_signals() as stop:
             recorder = Recorder(settings, journal, partial(save_state, store), scorer, metrics, bar, stop)
-            if start < settings.steps:
-                model.learn(settings.steps - start, recorder, reset_num_timesteps=start == 0)
+            # Also with no step left: the result asks the sparsifiers, which only `learn` brings back.
+            model.learn(max(0, settings.steps - start), recorder, reset_num_timesteps=start == 0)
             _close_tensorboard(logger, then)
         return _finish(directory, settings, model, journal)
     except Interrupted as interruption:

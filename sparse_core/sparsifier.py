@@ -49,7 +49,7 @@ class Sparsifier:
 
     Raises:
         ValueError: for unknown names or values out of range.
-        TypeError: for an optimizer that is not elementwise.
+        TypeError: for an optimizer that is not elementwise, where connections move.
     """
 
     def __init__(
@@ -87,7 +87,8 @@ class Sparsifier:
             raise ValueError(f"`capture_batches` and `capture_stride` must be at least 1, got {got}")
         if total_steps is None and (schedule != "constant" or stop < 1):
             raise ValueError(f"schedule {schedule!r} with `stop` {stop:g} needs `total_steps`, the length of training")
-        check_elementwise(optimizer)
+        if drop is not None:
+            check_elementwise(optimizer)
         self.optimizer = optimizer
         self.layers = sparse_layers(model)
         self.followers = [_matching_layers(self.layers, follower) for follower in followers]
