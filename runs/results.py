@@ -19,7 +19,11 @@ def result(
 ) -> dict[str, Any]:
     """The result of a finished run; whatever two identical runs may differ in is under `measured`."""
     networks = {"actor": model.actor} | {f"critic.qf{index}": q for index, q in enumerate(model.critic.q_networks)}
-    counts = {f"{name}.{layer}": count for name, net in networks.items() for layer, count in counts_of(net).items()}
+    counts = {
+        f"{name}.{layer}": count
+        for name, network in networks.items()
+        for layer, count in meters.layer_counts(network).items()
+    }
     # A run resumed just before its end has not had every gradient yet; one that learned has had them all.
     for optimizer in (model.actor.optimizer, model.critic.optimizer):
         for parameter in optimizer.state:
@@ -55,11 +59,6 @@ def result(
         },
         "measured": measured,
     }
-
-
-def counts_of(network: Any) -> dict[str, meters.LayerCount]:
-    """Weight matrices of one network; SB3 wraps an actor's in `mu`."""
-    return meters.layer_counts(network)
 
 
 def total_sparsity(model: SparseTD3) -> float:

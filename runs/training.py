@@ -39,12 +39,11 @@ def train(options: Train) -> int:
     model = build(settings)
     then = "run the command again"
     with writing(directory, then):
-        # A parent that is not there is more often a slip than a wish.
-        directory.mkdir(parents=options.out is None, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
     with RunLock(directory):
         refuse_existing(directory)
         write_json(directory / "config.json", config(settings), then)
-        return _train(directory, settings, model, None)
+        return _train(directory, settings, model, _store(directory), None)
 
 
 def resume(options: Resume) -> int:
@@ -56,10 +55,10 @@ def resume(options: Resume) -> int:
         return 0
     check_device(settings.device)
     with RunLock(directory):
-        store = CheckpointStore(directory / "checkpoints", run=directory)
+        store = _store(directory)
         checkpoint = store.load(options.step) if options.step is not None or store.steps() else None
         _warn_of_changes(written)
-        return _train(directory, settings, build(settings), checkpoint)
+        return _train(directory, settings, build(settings), store, checkpoint)
 
 
 def default_directory(settings: Settings) -> Path:
@@ -110,13 +109,18 @@ def _warn_of_changes(written: dict[str, Any]) -> None:
         )
 
 
-def _train(directory: Path, settings: Settings, model: SparseTD3, checkpoint: Checkpoint | None) -> int:
+def _store(directory: Path) -> CheckpointStore:
+    return CheckpointStore(directory / "checkpoints", run=directory)
+
+
+def _train(
+    directory: Path, settings: Settings, model: SparseTD3, store: CheckpointStore, checkpoint: Checkpoint | None
+) -> int:
     then = f"`sparse-agents resume {directory}`"
     with writing(directory / "tensorboard", then):
         logger = configure(str(directory / "tensorboard"), ["tensorboard"])
     start_learning(model, logger)
     journal = Journal()
-    store = CheckpointStore(directory / "checkpoints", run=directory)
     if checkpoint is not None:
         journal = _restore(directory, model, checkpoint)
     scorer = Scorer(settings.env, settings.eval_episodes, settings.seed + EVALUATION_SEED)
@@ -124,6 +128,7 @@ def _train(directory: Path, settings: Settings, model: SparseTD3, checkpoint: Ch
     start = model.num_timesteps
     label = f"{settings.env} {settings.topology}"
     if checkpoint is not None:
+        store.rewind(start)  # later ones have seen metrics that are cut off now
         print(f"continuing {directory} from step {start}", file=sys.stderr)
     try:
         with TrainingBar(settings.steps, start, total_sparsity(model), label) as bar, _stop_signals() as stop:
@@ -189,6 +194,7 @@ def _stop_signals() -> Iterator[list[int]]:
         if received:
             raise KeyboardInterrupt
         received.append(number)
+        print("stopping after this step (again: at once, without saving)", file=sys.stderr)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
