@@ -240,7 +240,7 @@ HEAVY = {"torch", "numba", "stable_baselines3", "gymnasium", "mujoco", "avalanch
         (["list", "envs"], {"gymnasium"}),
         (["list", "topologies"], {"torch", "numba"}),
     ],
-    ids=" ".join,
+    ids=["help", "train help", "list envs", "list topologies"],
 )
 def test_imports_no_more_than_it_needs(arguments: list[str], allowed: set[str]) -> None:
     done = subprocess.run(
