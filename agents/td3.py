@@ -16,7 +16,7 @@ from stable_baselines3.common.type_aliases import GymEnv, ReplayBufferSamples, T
 from stable_baselines3.common.utils import polyak_update
 from torch import Tensor, nn
 
-from agents.options import SparseOptions, check_network, check_spaces
+from agents.options import SparseOptions, check_network, check_same_layers, check_spaces
 from agents.policies import SparseTD3Policy
 from agents.replay import Float32ReplayBuffer
 from sparse_core import Sparsifier, sparse_layers
@@ -82,9 +82,10 @@ class SparseTD3(TD3):
         **kwargs: Any,
     ) -> None:
         self.sparse_options = SparseOptions.resolve(
-            sparsity, topology, actor_sparsity, critic_sparsity, distribution,
-            (dense,) if isinstance(dense, (str, int)) else tuple(dense), init, drop_fraction,
-            period, schedule, stop, capture_batches, total_updates, backend,
+            sparsity=sparsity, topology=topology, actor_sparsity=actor_sparsity, critic_sparsity=critic_sparsity,
+            distribution=distribution, dense=(dense,) if isinstance(dense, (str, int)) else tuple(dense), init=init,
+            drop_fraction=drop_fraction, period=period, schedule=schedule, stop=stop,
+            capture_batches=capture_batches, total_updates=total_updates, backend=backend,
         )  # fmt: skip
         _check_policy(policy)
         if env is not None:  # None: `load` without one
@@ -228,10 +229,9 @@ class SparseTD3(TD3):
 
     @property
     def changes(self) -> int:
-        """Topology changes so far."""
-        if self.critic_sparsifier is not None:
-            return self.critic_sparsifier.changes
-        return 0 if self._adaptation is None else int(self._adaptation["critic"]["changes"])
+        """Topology changes so far; actor and critics change together."""
+        state = self.adaptation_state()
+        return 0 if state is None else max(int(state[network]["changes"]) for network in ("critic", "actor"))
 
     def dump_logs(self) -> None:
         """As SB3's, with the last losses and the number of topology changes."""
@@ -252,15 +252,20 @@ class SparseTD3(TD3):
         self.actor_sparsifier = self.critic_sparsifier = None
         self._adaptation = state
 
-    def set_parameters(self, *args: Any, **kwargs: Any) -> None:
-        """As SB3's; optimizer state that does not fit the connections that came, and came without, starts anew."""
-        super().set_parameters(*args, **kwargs)
-        for network in (self.actor, self.critic):
-            for layer in sparse_layers(network).values():
-                state = network.optimizer.state.get(layer.values, {})
-                tensors = [entry for entry in state.values() if isinstance(entry, Tensor) and entry.dim()]
-                if any(tensor.shape != layer.values.shape for tensor in tensors):
-                    del network.optimizer.state[layer.values]
+    def set_parameters(self, load_path_or_dict: Any, *args: Any, **kwargs: Any) -> None:
+        """As SB3's; moments of connections that moved, and for which no optimizer state came, start anew."""
+        if isinstance(load_path_or_dict, dict):
+            check_same_layers(self.policy, load_path_or_dict.get("policy", {}))
+        before = {name: layer.positions.clone() for name, layer in sparse_layers(self.policy).items()}
+        try:
+            super().set_parameters(load_path_or_dict, *args, **kwargs)
+        finally:  # SB3 finds out that something is missing when the rest is loaded
+            for prefix, network in (("actor", self.actor), ("critic", self.critic)):
+                came = not isinstance(load_path_or_dict, dict) or f"{prefix}.optimizer" in load_path_or_dict
+                for name, layer in sparse_layers(network).items():
+                    moved = not torch.equal(layer.positions, before[f"{prefix}.{name}"])
+                    if moved and not came:
+                        network.optimizer.state.pop(layer.values, None)
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """SB3's own format; like every SB3 file, load it only from people you trust (it unpickles)."""

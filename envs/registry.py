@@ -57,7 +57,7 @@ def _spec(id: str) -> EnvSpec:
     if module:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except Exception as error:  # whatever a module does when it is imported
             raise ValueError(
                 f"environment {id!r} asks for the module {module!r}, which cannot be imported: {error}; "
                 "install it or correct its name"

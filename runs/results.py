@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from agents import SparseTD3
-from agents.costs import training_cost
+from agents.costs import training_cost, training_memory
 from runs.settings import Settings
 from sparse_core import meters
 
@@ -29,7 +29,7 @@ def result(
         for parameter in optimizer.state:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-    memory = meters.memory(model.policy, optimizers=(model.actor.optimizer, model.critic.optimizer))
+    memory = training_memory(model)
     return {
         "format": FORMAT,
         "version": 1,

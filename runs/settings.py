@@ -68,20 +68,20 @@ class Settings:
         if sparsity is None and options.topology != "dense":
             sparsity = preset.sparsity
         sparse = SparseOptions.resolve(
-            sparsity,
-            options.topology,
-            options.actor_sparsity,
-            options.critic_sparsity,
-            options.distribution or preset.distribution_for(options.env),
-            parse_list(options.dense, "dense", "output"),
-            options.init,
-            chosen("drop_fraction"),
-            chosen("period"),
-            chosen("schedule"),
-            chosen("stop"),
-            options.capture_batches,
-            None,
-            options.backend,
+            sparsity=sparsity,
+            topology=options.topology,
+            actor_sparsity=options.actor_sparsity,
+            critic_sparsity=options.critic_sparsity,
+            distribution=options.distribution or preset.distribution_for(options.env),
+            dense=parse_list(options.dense, "dense", "output"),
+            init=options.init,
+            drop_fraction=chosen("drop_fraction"),
+            period=chosen("period"),
+            schedule=chosen("schedule"),
+            stop=chosen("stop"),
+            capture_batches=options.capture_batches,
+            total_updates=None,
+            backend=options.backend,
         )
         hidden = parse_list(options.hidden, "hidden", ",".join(map(str, preset.hidden)))
         if not hidden or not all(isinstance(width, int) and width > 0 for width in hidden):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stable_baselines3.common.logger import Logger, configure
+from stable_baselines3.common.logger import Logger
 
 from agents import SparseTD3
 from envs import ReplayMismatch
@@ -29,6 +31,10 @@ from runs.results import result, total_sparsity
 from runs.scoring import EVALUATION_SEED, Scorer
 from runs.settings import Settings, check_device
 from runs.snapshot import pack, unpack
+from runs.tensorboard import tensorboard_logger
+
+# What a process that was killed before it wrote its config leaves behind.
+_LEFTOVER = re.compile(r"lock|\.config\.json\.\d+\.tmp")
 
 
 def train(options: Train) -> int:
@@ -36,6 +42,12 @@ def train(options: Train) -> int:
     settings = Settings.resolve(options)
     directory = default_directory(settings) if options.out is None else options.out
     refuse_existing(directory)
+    if settings.steps <= settings.learning_starts:
+        print(
+            f"note: with {settings.steps} steps, of which the first {settings.learning_starts} are random, nothing is "
+            "learned; lower --learning-starts or raise --steps",
+            file=sys.stderr,
+        )
     model = build(settings)
     then = "run the command again"
     with writing(directory, then):
@@ -71,7 +83,7 @@ def refuse_existing(directory: Path) -> None:
     """Raise unless `directory` is free for a new run."""
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is a file; choose another --out")
-    if directory.is_dir() and any(path.name != "lock" for path in directory.iterdir()):
+    if directory.is_dir() and any(not _LEFTOVER.fullmatch(path.name) for path in directory.iterdir()):
         raise UserError(
             f"{directory} is not empty; choose another --out, or continue a run with `sparse-agents resume {directory}`"
         )
@@ -117,18 +129,20 @@ def _train(
     directory: Path, settings: Settings, model: SparseTD3, store: CheckpointStore, checkpoint: Checkpoint | None
 ) -> int:
     then = f"`sparse-agents resume {directory}`"
+    # Before the state is put back: making environments may draw.
+    scorer = Scorer(settings.env, settings.eval_episodes, settings.seed + EVALUATION_SEED)
     with writing(directory / "tensorboard", then):
-        logger = configure(str(directory / "tensorboard"), ["tensorboard"])
+        logger = tensorboard_logger(directory / "tensorboard", 0 if checkpoint is None else checkpoint.step)
     start_learning(model, logger)
     journal = Journal()
     if checkpoint is not None:
         journal = _restore(directory, model, checkpoint)
-    scorer = Scorer(settings.env, settings.eval_episodes, settings.seed + EVALUATION_SEED)
+        # Before metrics are cut back: later checkpoints count on what is cut off.
+        store.rewind(checkpoint.step)
     metrics = MetricsFile(directory / "metrics.jsonl", journal.metrics_offset, then)
     start = model.num_timesteps
     label = f"{settings.env} {settings.topology}"
     if checkpoint is not None:
-        store.rewind(start)  # later ones have seen metrics that are cut off now
         print(f"continuing {directory} from step {start}", file=sys.stderr)
     try:
         with TrainingBar(settings.steps, start, total_sparsity(model), label) as bar, _stop_signals() as stop:
@@ -194,7 +208,8 @@ def _stop_signals() -> Iterator[list[int]]:
         if received:
             raise KeyboardInterrupt
         received.append(number)
-        print("stopping after this step (again: at once, without saving)", file=sys.stderr)
+        # Not `print`: the signal may have come in the middle of one.
+        os.write(2, b"\nstopping after this step (again: at once, without saving)\n")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

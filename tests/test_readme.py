@@ -52,3 +52,9 @@ def test_commands_are_understood(command: str) -> None:
 
 def test_there_are_commands_to_understand() -> None:
     assert len(commands()) >= 6
+
+
+def test_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert links
+    assert [link for link in links if not (Path(__file__).parent.parent / link).is_file()] == []

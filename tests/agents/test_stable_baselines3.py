@@ -207,8 +207,32 @@ def test_parameters_without_optimizer_state() -> None:
 
 
 def test_parameters_of_other_layers_are_an_error() -> None:
-    with pytest.raises(RuntimeError, match="Missing key"):
-        agent().set_parameters(agent(topology="dense").get_parameters())
+    sparse, dense = agent(), agent(topology="dense")
+    for one, other in ((sparse, dense), (dense, sparse)):
+        before = actions(one)
+        with pytest.raises(
+            ValueError, match=r"these layers are sparse in one agent and dense in the other: actor\.mu\.0"
+        ):
+            one.set_parameters(other.get_parameters())
+        assert np.array_equal(actions(one), before)
+
+
+def test_moments_do_not_stay_when_other_connections_of_that_number_come() -> None:
+    first, second = agent(seed=0).learn(45), agent(seed=1).learn(45)
+    assert first.actor.mu[0].values.shape == second.actor.mu[0].values.shape  # type: ignore[union-attr]
+    first.set_parameters({"policy": second.get_parameters()["policy"]}, exact_match=False)
+    assert not first.actor.optimizer.state.get(first.actor.mu[0].values)  # type: ignore[union-attr]
+    first.learn(10, reset_num_timesteps=False)
+
+
+def test_state_of_sb3s_own_adam_is_taken_over() -> None:
+    dense = agent(topology="dense")
+    own = TD3("MlpPolicy", dense.get_env(), policy_kwargs=dict(net_arch=dense.policy.net_arch), learning_starts=10)  # type: ignore[arg-type]
+    own.learn(40)
+    dense.set_parameters(own.get_parameters())
+    state = dense.critic.optimizer.state[next(dense.critic.parameters())]
+    assert int(state["age"]) == own._n_updates
+    dense.learn(20)
 
 
 # --- callbacks, environments and ways of training ------------------------------------------------------
@@ -298,7 +322,7 @@ def test_training_by_episodes(topology: str) -> None:
     )
     model.learn(64)
     assert model._n_updates == 48
-    assert model.changes == 6
+    assert model.changes == (5 if topology == "rigl" else 6)  # the cosine is zero at its end: nothing moves
 
 
 def test_returns_over_several_steps() -> None:

@@ -192,6 +192,22 @@ def test_from_an_earlier_checkpoint(unfinished: Path, finished: Path, capsys: py
     assert_equal_runs(unfinished, finished)
 
 
+def test_killed_while_later_checkpoints_are_forgotten(unfinished: Path, finished: Path) -> None:
+    earlier = ["resume", str(unfinished), "--step", "600"]
+    assert killed_at(CheckpointStore, "rewind", 1, earlier) == -signal.SIGKILL
+    assert main("resume", unfinished) == 0
+    assert_equal_runs(unfinished, finished)
+
+
+def test_a_run_killed_before_it_had_a_config(finished: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    directory.mkdir()
+    (directory / "lock").touch()
+    (directory / ".config.json.123.tmp").write_text("{")
+    train(directory)
+    assert_equal_runs(directory, finished)
+
+
 def test_a_finished_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     assert main("resume", finished) == 0

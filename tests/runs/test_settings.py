@@ -57,7 +57,7 @@ def test_flags_beat_the_preset_and_the_preset_beats_the_topology() -> None:
     )
     assert (plain.distribution, plain.init) == (topology.distribution, topology.init)
     preset = resolve(topology="rigl", preset="ds-td3-2022")
-    assert (preset.drop_fraction, preset.schedule, preset.distribution) == (0.05, "constant", "er:7,64")
+    assert (preset.drop_fraction, preset.schedule, preset.distribution) == (0.05, "cosine", "er:7,64")
     flags = resolve(
         topology="rigl", preset="ds-td3-2022", drop_fraction=0.5, schedule="linear", distribution="uniform",
         stop=0.0, learning_rate=0.0, learning_starts=0, weight_decay=0.0, sparsity=0.0,

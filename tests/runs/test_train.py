@@ -121,7 +121,8 @@ def test_every_topology(topology: str, tmp_path: Path) -> None:
     sparsity = None if topology == "dense" else 0.6
     run = train(tmp_path / "run", topology=topology, sparsity=sparsity, steps=400, stop=1.0)
     result = result_of(run)
-    assert result["topology_changes"] == (6 if PRESETS[topology].drop else 0)
+    # RigL's cosine is zero at its end, where nothing moves any more.
+    assert result["topology_changes"] == {"set": 6, "rigl": 5}.get(topology, 0)
     assert math.isclose(result["sparsity"], sparsity or 0.0, abs_tol=1e-3)
     assert result["sparsity_target"] == (sparsity or 0.0)
 
@@ -143,7 +144,11 @@ def test_the_default_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_plain_lines_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tmp_path / "run", steps=30, eval_every=20)
     output = capsys.readouterr()
-    assert [line.split(":")[0].split() for line in output.err.splitlines()] == [["step", "20"], ["step", "30"]]
+    note, *lines = output.err.splitlines()
+    assert note.startswith(
+        "note: with 30 steps, of which the first 100 are random, nothing is learned; lower --learning-"
+    )
+    assert [line.split(":")[0].split() for line in lines] == [["step", "20"], ["step", "30"]]
     assert output.out.startswith("30 steps, 762 connections (sparsity 0.5998), return ")
     assert output.out.count("\n") == 1
 
