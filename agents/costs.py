@@ -1,9 +1,12 @@
-"""What training has cost in arithmetic, by one formula for sparse and dense alike."""
+"""What training costs in arithmetic and memory, by one formula for sparse and dense alike."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from agents.td3 import SparseTD3
-from sparse_core.meters import forward_flops, growth_flops, training_flops
+from sparse_core import meters
+from sparse_core.meters import Bytes, capture_bytes, forward_flops, growth_flops, training_flops
 
 
 def training_cost(model: SparseTD3, updates: int, steps: int) -> int:
@@ -21,8 +24,25 @@ def training_cost(model: SparseTD3, updates: int, steps: int) -> int:
     actor_update = training_flops(model.actor) + 2 * forward_flops(critics[0])
     total = model.batch_size * (critic_update * updates + actor_update * (updates // model.policy_delay))
     total += actor_forward * max(0, steps - model.learning_starts)
+    batch = model.batch_size * model.sparse_options.capture_batches
+    for network, sparsifier in ((model.critic, model.critic_sparsifier), (model.actor, model.actor_sparsifier)):
+        if sparsifier is not None and sparsifier.needs_capture:
+            total += sparsifier.changes * growth_flops(network, batch)
+    return total
+
+
+def training_memory(model: SparseTD3) -> Bytes:
+    """Bytes of actor, critics, targets and optimizers; scratch is that of the pass that needs most.
+
+    The critics' pass holds the scratch of all critics; the actor's that of the actor and of the first critic,
+    through which its gradient comes. A gradient-guided change also holds the batches it has captured.
+    """
+    memory = meters.memory(model.policy, optimizers=(model.actor.optimizer, model.critic.optimizer))
+    critics = meters.memory(model.critic).scratch
+    actor = meters.memory(model.actor, model.critic.q_networks[0]).scratch
     sparsifier = model.critic_sparsifier
+    captured = 0
     if sparsifier is not None and sparsifier.needs_capture:
         batch = model.batch_size * model.sparse_options.capture_batches
-        total += model.changes * (growth_flops(model.critic, batch) + growth_flops(model.actor, batch))
-    return total
+        captured = capture_bytes(model.critic, batch) + capture_bytes(model.actor, batch)
+    return replace(memory, scratch=max(critics, actor) + captured)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sparse_core import BACKENDS, DISTRIBUTIONS, INITIALISATIONS, PRESETS, SCHEDULES
+import numpy as np
+from gymnasium import spaces
+from torch import nn
+
+from sparse_core import BACKENDS, DISTRIBUTIONS, INITIALISATIONS, PRESETS, SCHEDULES, SparseLinear
 from sparse_core.distributions import check_sparsity
 
 
@@ -30,6 +35,7 @@ class SparseOptions:
     @classmethod
     def resolve(
         cls,
+        *,
         sparsity: float | None,
         topology: str,
         actor_sparsity: float | None,
@@ -49,13 +55,15 @@ class SparseOptions:
         preset = PRESETS[topology]
         if sparsity is None:
             sparsity = 0.0 if preset.dense else 0.5
+        check_sparsity(sparsity)
         actor, critic = (
             check_sparsity(sparsity if own is None else own) for own in (actor_sparsity, critic_sparsity)
         )  # fmt: skip
         if preset.dense and (actor or critic):
+            others = ", ".join(name for name, other in PRESETS.items() if not other.dense)
             raise ValueError(
                 f"topology {topology!r} keeps every connection, got sparsity {max(actor, critic):g}; leave "
-                f"the sparsity out, or choose one of {', '.join(name for name, other in PRESETS.items() if not other.dense)}"
+                f"the sparsity out, or choose one of {others}"
             )
         options = cls(
             topology, actor, critic, distribution or preset.distribution, dense, init or preset.init,
@@ -75,10 +83,9 @@ class SparseOptions:
             raise ValueError(f"`drop_fraction` must be in [0, 1], got {self.drop_fraction!r}")
         if not 0 <= self.stop <= 1:
             raise ValueError(f"`stop` must be a share of the updates in [0, 1], got {self.stop!r}")
-        if self.period < 1 or self.capture_batches < 1:
-            raise ValueError(
-                f"`period` and `capture_batches` must be at least 1, got {self.period}, {self.capture_batches}"
-            )
+        for name in ("period", "capture_batches"):
+            if not isinstance(getattr(self, name), int | np.integer) or getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be a whole number of at least 1, got {getattr(self, name)!r}")
         if self.total_updates is not None and self.total_updates < 0:
             raise ValueError(f"`total_updates` must not be negative, got {self.total_updates!r}")
 
@@ -98,7 +105,45 @@ class SparseOptions:
         """What each `Sparsifier` is told."""
         if not self.moves:
             return dict(seed=seed)
+        if total_updates is None and (self.schedule != "constant" or self.stop < 1):
+            raise ValueError(
+                f"schedule {self.schedule!r} with `stop` {self.stop:g} needs the length of training, which does not "
+                "follow from these settings; give `total_updates`, the planned critic gradient steps"
+            )
         return dict(
             drop_fraction=self.drop_fraction, period=self.period, schedule=self.schedule, stop=self.stop,
             capture_batches=self.capture_batches, total_steps=total_updates, seed=seed,
         )  # fmt: skip
+
+
+def check_spaces(observations: spaces.Space[Any], actions: spaces.Space[Any]) -> None:
+    """Raise a `ValueError` for an environment that is not of boxes."""
+    if isinstance(observations, spaces.Dict):
+        raise ValueError(
+            "SparseTD3 takes Box observations, got Dict; flatten them with `gymnasium.wrappers.FlattenObservation`"
+        )
+    if not isinstance(actions, spaces.Box):
+        raise ValueError(f"SparseTD3 takes Box actions, got {actions}; take an environment with continuous actions")
+
+
+def check_network(net_arch: Any) -> None:
+    """Raise a `ValueError` for a hidden layer without units."""
+    widths = [*net_arch.values()] if isinstance(net_arch, dict) else [net_arch] if net_arch is not None else []
+    for layers in widths:
+        whole = isinstance(layers, list | tuple) and all(isinstance(width, int | np.integer) for width in layers)
+        if not whole or min(layers, default=1) < 1:
+            raise ValueError(f"every hidden layer must be at least 1 wide, got `net_arch` {net_arch!r}")
+
+
+def check_same_layers(policy: nn.Module, incoming: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` where a layer is sparse on one side and dense on the other."""
+    differing = []
+    for name, module in policy.named_modules():
+        own, other = ("values", "weight") if isinstance(module, SparseLinear) else ("weight", "values")
+        if isinstance(module, SparseLinear | nn.Linear) and f"{name}.{other}" in incoming:
+            differing.append(f"{name} ({'sparse' if own == 'values' else 'dense'} here)")
+    if differing:
+        raise ValueError(
+            f"these layers are sparse in one agent and dense in the other: {', '.join(differing)}; make an agent with "
+            "the sparsity and distribution of the one the parameters come from, or use `SparseTD3.load`"
+        )

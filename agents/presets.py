@@ -61,7 +61,6 @@ AGENT_PRESETS.add(
         weight_decay=2e-4,
         batch_size=100,
         drop_fraction=0.05,
-        schedule="constant",
         # The release stops 50,000 updates before the end of 975,000.
         stop=925 / 975,
         distribution="er:{},64",

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from gymnasium import spaces
 from stable_baselines3 import TD3
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, ReplayBufferSamples, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.utils import polyak_update
 from torch import Tensor, nn
 
-from agents.options import SparseOptions
+from agents.options import SparseOptions, check_network, check_same_layers, check_spaces
 from agents.policies import SparseTD3Policy
 from agents.replay import Float32ReplayBuffer
 from sparse_core import Sparsifier, sparse_layers
@@ -82,47 +82,62 @@ class SparseTD3(TD3):
         **kwargs: Any,
     ) -> None:
         self.sparse_options = SparseOptions.resolve(
-            sparsity, topology, actor_sparsity, critic_sparsity, distribution, tuple(dense), init, drop_fraction,
-            period, schedule, stop, capture_batches, total_updates, backend,
+            sparsity=sparsity, topology=topology, actor_sparsity=actor_sparsity, critic_sparsity=critic_sparsity,
+            distribution=distribution, dense=(dense,) if isinstance(dense, (str, int)) else tuple(dense), init=init,
+            drop_fraction=drop_fraction, period=period, schedule=schedule, stop=stop,
+            capture_batches=capture_batches, total_updates=total_updates, backend=backend,
         )  # fmt: skip
         _check_policy(policy)
-        _check_network((kwargs.get("policy_kwargs") or {}).get("net_arch"))
+        if env is not None:  # None: `load` without one
+            env = maybe_make_env(env, kwargs.get("verbose", 0))
+            check_spaces(env.observation_space, env.action_space)
         self.actor_sparsifier: Sparsifier | None = None
         self.critic_sparsifier: Sparsifier | None = None
         self.last_rewirings: Rewirings = {}
         self._adaptation: dict[str, Any] | None = None
         self._losses: dict[str, Tensor] = {}
         super().__init__(policy, env, *args, _init_setup_model=False, **kwargs)  # type: ignore[misc]
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        self._check_settings()
+        if self.replay_buffer_class is None and self.n_steps == 1 and not self.optimize_memory_usage:
+            self.replay_buffer_class = Float32ReplayBuffer
+        given = self.policy_kwargs
+        self.policy_kwargs = {**given, "sparse": self.sparse_options.policy(self.seed)}
+        super()._setup_model()
+        self.policy_kwargs = given  # as the user knows them: `load` compares
+        if self.sparse_options.moves:
+            check_elementwise(self.actor.optimizer)
+            check_elementwise(self.critic.optimizer)
+
+    def _check_settings(self) -> None:
+        """Raise a `ValueError` for settings that cannot be; `load` comes past here with its own, too."""
+        sparse = sorted(signature(SparseOptions.resolve).parameters.keys() & vars(self).keys())
+        if sparse:
+            raise ValueError(
+                f"`load` cannot change {', '.join(f'`{name}`' for name in sparse)}: an agent keeps what it was made "
+                "with; make a new one, and if the layers are the same, take over the weights with `set_parameters`"
+            )
+        check_network(self.policy_kwargs.get("net_arch"))
+        for name in ("batch_size", "buffer_size", "policy_delay"):
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)!r}")
+        if not self.learning_starts >= 0:
+            raise ValueError(f"`learning_starts` must not be negative, got {self.learning_starts!r}")
         if self.batch_size > self.buffer_size:
             raise ValueError(
                 f"`batch_size` must not exceed `buffer_size`, got {self.batch_size} > {self.buffer_size}; "
                 "take a larger buffer or smaller batches"
             )
-        if _init_setup_model:
-            self._setup_model()
-
-    def _setup_model(self) -> None:
-        if isinstance(self.observation_space, spaces.Dict):
-            raise ValueError(
-                "SparseTD3 takes Box observations, got Dict; flatten them with `gymnasium.wrappers.FlattenObservation`"
-            )
-        if self.replay_buffer_class is None and self.n_steps == 1 and not self.optimize_memory_usage:
-            self.replay_buffer_class = Float32ReplayBuffer
-        self.policy_kwargs = {**self.policy_kwargs, "sparse": self.sparse_options.policy(self.seed)}
-        super()._setup_model()
-        if self.sparse_options.moves:
-            check_elementwise(self.actor.optimizer)
-            check_elementwise(self.critic.optimizer)
 
     def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(total_timesteps, bool) or int(total_timesteps) != total_timesteps or total_timesteps < 0:
+        if isinstance(total_timesteps, bool) or not (total_timesteps >= 0 and total_timesteps % 1 == 0):
             raise ValueError(f"`total_timesteps` must be a whole number ≥ 0, got {total_timesteps!r}")
         result = super()._setup_learn(int(total_timesteps), *args, **kwargs)
         fresh = kwargs.get("reset_num_timesteps", args[1] if len(args) > 1 else True)
-        state = None if fresh else self.adaptation_state()
-        self._make_sparsifiers(self._planned_updates())
-        if state is not None:
-            self._load_adaptation(state)
+        self._make_sparsifiers(self._planned_updates(), None if fresh else self.adaptation_state())
         return result
 
     def _planned_updates(self) -> int | None:
@@ -137,7 +152,7 @@ class SparseTD3(TD3):
         idle = min(rollouts, self.learning_starts // collected)
         return (rollouts - idle) * (collected if self.gradient_steps < 0 else self.gradient_steps)
 
-    def _make_sparsifiers(self, total_updates: int | None) -> None:
+    def _make_sparsifiers(self, total_updates: int | None, state: Mapping[str, Any] | None) -> None:
         for network in (self.actor, self.critic):
             for layer in sparse_layers(network).values():
                 layer.capture = None
@@ -149,11 +164,15 @@ class SparseTD3(TD3):
             self.sparse_options.topology, self.actor, self.actor.optimizer, followers=[self.actor_target],
             capture_stride=self.policy_delay, **options,
         )  # fmt: skip
+        if state is not None:
+            self.critic_sparsifier.load_state_dict(state["critic"])
+            self.actor_sparsifier.load_state_dict(state["actor"])
+        self._adaptation = None
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Update the critics `gradient_steps` times, and actor, targets and topology with every few."""
         if self.critic_sparsifier is None:
-            self._make_sparsifiers(self.sparse_options.total_updates)
+            self._make_sparsifiers(self.sparse_options.total_updates, self._adaptation)
         self.policy.set_training_mode(True)
         self._update_learning_rate([self.actor.optimizer, self.critic.optimizer])
         for _ in range(gradient_steps):
@@ -185,7 +204,7 @@ class SparseTD3(TD3):
     def _update_actor(self, observations: Tensor) -> None:
         assert self.critic_sparsifier is not None
         # The critic only passes the gradient on here: it neither learns nor grows from the actor's loss.
-        with self.critic_sparsifier.paused(), _constant(self.critic):
+        with self.critic_sparsifier.paused(), _constant(self.critic.q_networks[0]):
             loss = -self.critic.q1_forward(observations, self.actor(observations)).mean()
             self.actor.optimizer.zero_grad()
             loss.backward()
@@ -210,8 +229,9 @@ class SparseTD3(TD3):
 
     @property
     def changes(self) -> int:
-        """Topology changes so far."""
-        return 0 if self.critic_sparsifier is None else self.critic_sparsifier.changes
+        """Topology changes so far; actor and critics change together."""
+        state = self.adaptation_state()
+        return 0 if state is None else max(int(state[network]["changes"]) for network in ("critic", "actor"))
 
     def dump_logs(self) -> None:
         """As SB3's, with the last losses and the number of topology changes."""
@@ -228,16 +248,24 @@ class SparseTD3(TD3):
         return {"critic": self.critic_sparsifier.state_dict(), "actor": self.actor_sparsifier.state_dict()}
 
     def load_adaptation_state(self, state: dict[str, Any] | None) -> None:
-        """Put back what `adaptation_state` gave; it takes effect at `learn(…, reset_num_timesteps=False)`."""
+        """Put back what `adaptation_state` gave; it takes effect at the next training unless that starts anew."""
         self.actor_sparsifier = self.critic_sparsifier = None
         self._adaptation = state
 
-    def _load_adaptation(self, state: Mapping[str, Any]) -> None:
-        assert self.critic_sparsifier is not None
-        assert self.actor_sparsifier is not None
-        self.critic_sparsifier.load_state_dict(state["critic"])
-        self.actor_sparsifier.load_state_dict(state["actor"])
-        self._adaptation = None
+    def set_parameters(self, load_path_or_dict: Any, *args: Any, **kwargs: Any) -> None:
+        """As SB3's; moments of connections that moved, and for which no optimizer state came, start anew."""
+        if isinstance(load_path_or_dict, dict):
+            check_same_layers(self.policy, load_path_or_dict.get("policy", {}))
+        before = {name: layer.positions.clone() for name, layer in sparse_layers(self.policy).items()}
+        try:
+            super().set_parameters(load_path_or_dict, *args, **kwargs)
+        finally:  # SB3 finds out that something is missing when the rest is loaded
+            for prefix, network in (("actor", self.actor), ("critic", self.critic)):
+                came = not isinstance(load_path_or_dict, dict) or f"{prefix}.optimizer" in load_path_or_dict
+                for name, layer in sparse_layers(network).items():
+                    moved = not torch.equal(layer.positions, before[f"{prefix}.{name}"])
+                    if moved and not came:
+                        network.optimizer.state.pop(layer.values, None)
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """SB3's own format; like every SB3 file, load it only from people you trust (it unpickles)."""
@@ -257,18 +285,14 @@ def _check_policy(policy: object) -> None:
     raise ValueError(f"`policy` must be 'MlpPolicy' or a subclass of SparseTD3Policy, got {policy!r}")
 
 
-def _check_network(net_arch: Any) -> None:
-    widths = [*net_arch.values()] if isinstance(net_arch, dict) else [net_arch] if net_arch is not None else []
-    for layers in widths:
-        if not all(isinstance(width, (int, np.integer)) and width > 0 for width in layers):
-            raise ValueError(f"every hidden layer must be at least 1 wide, got `net_arch` {net_arch!r}")
-
-
 @contextmanager
 def _constant(module: nn.Module) -> Iterator[None]:
     """Within this block gradients pass through the module but its parameters take none."""
-    module.requires_grad_(False)
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
     try:
         yield
     finally:
-        module.requires_grad_(True)
+        for parameter in trained:
+            parameter.requires_grad_(True)

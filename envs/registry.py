@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import logging
+import os
 from typing import Any
 
 import gymnasium
@@ -56,7 +57,7 @@ def _spec(id: str) -> EnvSpec:
     if module:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except Exception as error:  # whatever a module does when it is imported
             raise ValueError(
                 f"environment {id!r} asks for the module {module!r}, which cannot be imported: {error}; "
                 "install it or correct its name"
@@ -102,6 +103,13 @@ def _mujoco_warns_the_log() -> None:
         import mujoco
     except ImportError:
         return  # `gymnasium.make` says so better
+    except Exception as error:
+        # With MUJOCO_GL it loads OpenGL at once, whose bindings fail in their own ways.
+        raise ValueError(
+            f"MuJoCo cannot be imported with MUJOCO_GL={os.environ.get('MUJOCO_GL')} "
+            f"({type(error).__name__}: {error}); install that "
+            "library (Debian: libegl1 or libosmesa6), or set MUJOCO_GL to another or to none"
+        ) from error
     if mujoco.get_mju_user_warning() is None:
         mujoco.set_mju_user_warning(_log_warning)
 

@@ -25,6 +25,10 @@ def build(settings: Settings) -> SparseTD3:
     environment = envs.make(settings.env, seed=settings.seed)
     try:
         return _build(settings, environment)
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error) or isinstance(error, torch.OutOfMemoryError):
+            raise MemoryError("the networks do not fit") from error
+        raise
     except BaseException:
         environment.close()
         raise

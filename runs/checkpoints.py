@@ -143,6 +143,12 @@ class CheckpointStore:
             self._prune(step)
         return folder
 
+    def rewind(self, step: int) -> None:
+        """Remove the checkpoints of steps after `step`: the run goes on from there."""
+        with writing(self.directory, self._then):
+            self._sweep()
+            self._prune(step)
+
     def steps(self) -> list[int]:
         """The steps there are checkpoints of, in rising order."""
         return sorted(self._newest())

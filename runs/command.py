@@ -28,8 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         return _run(options)
-    except (UserError, ValueError) as error:
+    except (UserError, ValueError, FloatingPointError) as error:
+        if os.environ.get("SPARSE_AGENTS_DEBUG"):
+            raise
         return _fail(str(error))
+    except MemoryError as error:
+        return _fail(f"not enough memory: {str(error) or 'no more to be had'}; take a smaller buffer or network")
     except KeyboardInterrupt:
         return _fail("interrupted", code=130)
     except BrokenPipeError:

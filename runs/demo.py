@@ -13,8 +13,13 @@ STEPS = 30_000
 
 def demo(options: Demo) -> int:
     """Train, evaluate beside a random policy, print the table and draw the curve."""
-    directory = options.out or _free(Path("results/demo"))
+    from runs.files import writing
     from runs.training import train
+
+    directory = options.out or _free(Path("results/demo"))
+    if options.out is None:
+        with writing(directory.parent):
+            directory.parent.mkdir(exist_ok=True)
 
     print(f"training a 90 % sparse TD3 agent for {STEPS:,} steps of HalfCheetah-v5 into {directory}", flush=True)
     code = train(
@@ -54,7 +59,7 @@ def _show(directory: Path) -> None:
     trained, chance = scorer.score(model), scorer.score(None)
     scorer.close()
     table = Table(title=f"{settings.env}, {settings.steps:,} steps, seed {settings.seed}, 10 fresh episodes")
-    for heading in ("policy", "return (mean ± sd)", "connections", "sparsity", "topology changes"):
+    for heading in ("policy", "return ± sd", "connections", "sparsity", "changes"):
         table.add_column(heading, justify="left" if heading == "policy" else "right")
     table.add_row("random", f"{chance.mean:,.0f} ± {chance.std:,.0f}", "-", "-", "-")
     table.add_row(

@@ -16,6 +16,8 @@ def evaluate(options: Evaluate) -> int:
     """Print mean, spread and range of the returns of fresh episodes."""
     if options.episodes < 1:
         raise ValueError(f"`episodes` must be at least 1, got {options.episodes}")
+    if options.seed < 0:
+        raise ValueError(f"`seed` must be at least 0, got {options.seed}")
     if options.video is not None:
         _prepare_video(options.video)
     from rich.console import Console

@@ -25,9 +25,10 @@ def export(options: Export) -> int:
     """Write the file and say where it is."""
     model, settings, step = load_agent(options.directory, options.step)
     path = options.out or options.directory / "export" / DEFAULT_NAMES[options.to]
-    with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
     data = {"dense-state-dict": _state_dict_bytes, "sb3": _sb3_bytes, "onnx": _onnx_bytes}[options.to](model, settings)
+    if options.out is None:
+        with writing(path.parent):
+            path.parent.mkdir(exist_ok=True)
     write_atomically(path, data)
     print(f"step {step} of {options.directory} as {options.to}: {path}")
     return 0
@@ -53,7 +54,9 @@ def to_sb3(model: SparseTD3, settings: Settings) -> TD3:
         "MlpPolicy", environment, learning_rate=settings.learning_rate, buffer_size=settings.batch_size,
         learning_starts=settings.learning_starts, batch_size=settings.batch_size, tau=settings.tau,
         gamma=settings.gamma, policy_delay=settings.policy_delay, target_policy_noise=settings.target_policy_noise,
-        target_noise_clip=settings.target_noise_clip, policy_kwargs=dict(net_arch=list(settings.hidden)),
+        target_noise_clip=settings.target_noise_clip,
+        policy_kwargs=dict(net_arch=list(settings.hidden), optimizer_kwargs=dict(weight_decay=settings.weight_decay)),
+        action_noise=model.action_noise,
         seed=settings.seed, device="cpu",
     )  # fmt: skip
     plain.policy.load_state_dict(dense_state_dict(model))
@@ -85,7 +88,7 @@ def _onnx_bytes(model: SparseTD3, settings: Settings) -> bytes:
             "export to ONNX needs the package onnx; install it with `pip install 'sparse-agents[onnx]'`"
         ) from error
     space: Any = model.action_space
-    low, high = torch.as_tensor(space.low), torch.as_tensor(space.high)
+    low, high = torch.as_tensor(space.low).flatten(), torch.as_tensor(space.high).flatten()
     constants: dict[str, Tensor] = {"scale": (high - low) / 2, "centre": (high + low) / 2}
     nodes: list[Any] = []
     current = "observation"
@@ -115,6 +118,6 @@ def _onnx_bytes(model: SparseTD3, settings: Settings) -> bytes:
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="sparse-agents")
     proto.ir_version = 8  # what opset 17 came with: a newer one would lock out older readers
-    checker.check_model(proto)
+    checker.check_model(proto, full_check=True)
     data: bytes = proto.SerializeToString()
     return data

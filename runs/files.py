@@ -19,6 +19,7 @@ _REMEDIES = {
     errno.EACCES: "make it writable for you or choose another directory",
     errno.EPERM: "make it writable for you or choose another directory",
     errno.ENOENT: "create its directory or choose another one",
+    errno.EISDIR: "choose the name of a file",
     errno.ENOTDIR: "choose another directory",
 }
 

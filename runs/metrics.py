@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,13 @@ class MetricsFile:
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Append one line."""
-        line = json.dumps({"kind": kind, "step": step, **values}, allow_nan=False) + "\n"
+        try:
+            line = json.dumps({"kind": kind, "step": step, **values}, allow_nan=False) + "\n"
+        except ValueError as error:
+            raise UserError(
+                f"{kind} at step {step} is not a finite number: training has diverged; begin a new run with other "
+                "settings, such as a lower --learning-rate"
+            ) from error
         with writing(self.path, self._then):
             self._file.write(line.encode())
             self._file.flush()
@@ -47,4 +54,5 @@ class MetricsFile:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with suppress(OSError):  # of what could not be written, and was said so
+            self._file.close()

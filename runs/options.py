@@ -7,9 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
+
+_PRESET = "(default: the preset's)"
+_TOPOLOGY = "(default: the preset's, else the topology's)"
+
+
+def _left_out(metavar: str, default: str = "") -> Any:
+    """How the help shows an option that may be left out; `default` says what holds then."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=default)
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,7 @@ class Train:
     """What learns."""
     env: str = "HalfCheetah-v5"
     """Environment: a Gymnasium id with Box observations and actions (`sparse-agents list envs`)."""
-    sparsity: float | None = None
+    sparsity: Annotated[float | None, _left_out("FLOAT")] = None
     """Share of connections left out in actor and critics, in [0, 1); 0 is dense. Default: 0.5, dense: 0."""
     topology: str = "set"
     """Method: how connections are placed and moved (`sparse-agents list topologies`)."""
@@ -33,51 +41,51 @@ class Train:
     """Environment steps in all."""
     seed: int = 0
     """Seed of everything that is drawn."""
-    out: Path | None = None
+    out: Annotated[Path | None, _left_out("PATH")] = None
     """Run directory, new or empty. Default: results/ENV/TOPOLOGY-SPARSITY-seedSEED."""
-    actor_sparsity: float | None = None
+    actor_sparsity: Annotated[float | None, _left_out("FLOAT")] = None
     """Sparsity of the actor alone."""
-    critic_sparsity: float | None = None
+    critic_sparsity: Annotated[float | None, _left_out("FLOAT")] = None
     """Sparsity of each critic alone."""
-    distribution: str | None = None
+    distribution: Annotated[str | None, _left_out("NAME", _TOPOLOGY)] = None
     """How connections are shared out between layers (`sparse-agents list distributions`); er:7,64 weighs layers."""
-    dense: str | None = None
+    dense: Annotated[str | None, _left_out("LIST")] = None
     """Layers kept dense, comma list of input, output, numbers; none for no layer. Default: output."""
-    init: str | None = None
+    init: Annotated[str | None, _left_out("NAME", "(default: the topology's)")] = None
     """Initial weights: torch, or fan-in (scaled for each neuron's actual inputs)."""
-    drop_fraction: float | None = None
+    drop_fraction: Annotated[float | None, _left_out("FLOAT", _TOPOLOGY)] = None
     """Share of each layer's connections replaced at a change, in [0, 1]."""
-    schedule: str | None = None
+    schedule: Annotated[str | None, _left_out("NAME", _TOPOLOGY)] = None
     """Course of the drop fraction: constant, linear, cosine, cubic."""
-    stop: float | None = None
+    stop: Annotated[float | None, _left_out("FLOAT", _TOPOLOGY)] = None
     """Share of training after which the topology stays, in [0, 1]."""
-    period: int | None = None
+    period: Annotated[int | None, _left_out("INT", _PRESET)] = None
     """Critic gradient steps between two topology changes."""
     capture_batches: int = 1
     """Batches before a change that gradient growth looks at."""
-    learning_rate: float | None = None
+    learning_rate: Annotated[float | None, _left_out("FLOAT", _PRESET)] = None
     """Step size of actor and critics."""
-    weight_decay: float | None = None
+    weight_decay: Annotated[float | None, _left_out("FLOAT", _PRESET)] = None
     """L2 coefficient, added to the gradient."""
-    learning_starts: int | None = None
+    learning_starts: Annotated[int | None, _left_out("INT", _PRESET)] = None
     """Environment steps of random actions before learning."""
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, _left_out("INT", _PRESET)] = None
     """Transitions per update."""
-    buffer_size: int | None = None
+    buffer_size: Annotated[int | None, _left_out("INT", _PRESET)] = None
     """Transitions the replay buffer holds."""
-    action_noise: float | None = None
+    action_noise: Annotated[float | None, _left_out("FLOAT", _PRESET)] = None
     """Standard deviation of the exploration noise, in units of half the action range."""
-    hidden: str | None = None
+    hidden: Annotated[str | None, _left_out("LIST", _PRESET)] = None
     """Hidden layer widths, comma list: 256,256."""
     device: str = "auto"
     """cpu, cuda, or auto."""
     backend: str = "gemm"
     """What multiplies."""
-    threads: int | None = None
-    """CPU threads for torch. Default: torch's own choice, written to config.json."""
-    eval_every: int | None = None
+    threads: int = 1
+    """CPU threads for torch. Networks this small gain little from a second, and lose much on busy cores."""
+    eval_every: Annotated[int | None, _left_out("INT", _PRESET)] = None
     """Environment steps between two evaluations."""
-    eval_episodes: int | None = None
+    eval_episodes: Annotated[int | None, _left_out("INT", _PRESET)] = None
     """Episodes of each evaluation."""
     checkpoint_every: int = 10_000
     """Environment steps between two checkpoints: what a kill can cost at most."""
@@ -89,7 +97,7 @@ class Resume:
 
     directory: tyro.conf.Positional[Path]
     """Run directory."""
-    step: int | None = None
+    step: Annotated[int | None, _left_out("INT")] = None
     """Continue from this checkpoint instead of the newest."""
 
 
@@ -103,9 +111,9 @@ class Evaluate:
     """Episodes to play."""
     seed: int = 10_000
     """Seed of the episodes; those during training began at the run's seed + 100."""
-    step: int | None = None
+    step: Annotated[int | None, _left_out("INT")] = None
     """Evaluate this checkpoint instead of the newest."""
-    video: Path | None = None
+    video: Annotated[Path | None, _left_out("PATH")] = None
     """Also film the first episode into this .mp4 file, rendered off screen."""
 
 
@@ -117,9 +125,9 @@ class Export:
     """Run directory."""
     to: Literal["dense-state-dict", "sb3", "onnx"]
     """dense-state-dict: safetensors under SB3's names; sb3: a zip for stable_baselines3.TD3.load; onnx: the actor."""
-    out: Path | None = None
+    out: Annotated[Path | None, _left_out("PATH")] = None
     """File to write. Default: DIR/export/, named by the format."""
-    step: int | None = None
+    step: Annotated[int | None, _left_out("INT")] = None
     """Export this checkpoint instead of the newest."""
 
 
@@ -135,7 +143,7 @@ class List:
 class Demo:
     """Train a small sparse agent on HalfCheetah-v5 in two minutes, and see it beside a random policy."""
 
-    out: Path | None = None
+    out: Annotated[Path | None, _left_out("PATH")] = None
     """Run directory. Default: results/demo, or the next free number."""
 
 

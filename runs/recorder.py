@@ -89,6 +89,8 @@ class Recorder(BaseCallback):
 
     def _on_training_end(self) -> None:
         self._boundary(last=True)
+        if self._start is not None:
+            self._show(time.perf_counter())
 
     def _boundary(self, last: bool) -> None:
         """What is due after the updates of the last step."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from agents import SparseTD3
-from agents.costs import training_cost
+from agents.costs import training_cost, training_memory
 from runs.settings import Settings
 from sparse_core import meters
 
@@ -17,8 +19,17 @@ def result(
 ) -> dict[str, Any]:
     """The result of a finished run; whatever two identical runs may differ in is under `measured`."""
     networks = {"actor": model.actor} | {f"critic.qf{index}": q for index, q in enumerate(model.critic.q_networks)}
-    counts = {f"{name}.{layer}": count for name, net in networks.items() for layer, count in counts_of(net).items()}
-    memory = meters.memory(model.policy, optimizers=(model.actor.optimizer, model.critic.optimizer))
+    counts = {
+        f"{name}.{layer}": count
+        for name, network in networks.items()
+        for layer, count in meters.layer_counts(network).items()
+    }
+    # A run resumed just before its end has not had every gradient yet; one that learned has had them all.
+    for optimizer in (model.actor.optimizer, model.critic.optimizer):
+        for parameter in optimizer.state:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+    memory = training_memory(model)
     return {
         "format": FORMAT,
         "version": 1,
@@ -48,11 +59,6 @@ def result(
         },
         "measured": measured,
     }
-
-
-def counts_of(network: Any) -> dict[str, meters.LayerCount]:
-    """Weight matrices of one network; SB3 wraps an actor's in `mu`."""
-    return meters.layer_counts(network)
 
 
 def total_sparsity(model: SparseTD3) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -11,6 +11,8 @@ from agents.options import SparseOptions
 from agents.presets import AGENT_PRESETS
 from runs.failure import UserError
 from runs.options import Train
+
+MOST_THREADS = 1024  # OpenMP ends the process where the system has no more
 
 
 @dataclass(frozen=True)
@@ -66,20 +68,20 @@ class Settings:
         if sparsity is None and options.topology != "dense":
             sparsity = preset.sparsity
         sparse = SparseOptions.resolve(
-            sparsity,
-            options.topology,
-            options.actor_sparsity,
-            options.critic_sparsity,
-            options.distribution or preset.distribution_for(options.env),
-            parse_list(options.dense, "dense", "output"),
-            options.init,
-            chosen("drop_fraction"),
-            chosen("period"),
-            chosen("schedule"),
-            chosen("stop"),
-            options.capture_batches,
-            None,
-            options.backend,
+            sparsity=sparsity,
+            topology=options.topology,
+            actor_sparsity=options.actor_sparsity,
+            critic_sparsity=options.critic_sparsity,
+            distribution=options.distribution or preset.distribution_for(options.env),
+            dense=parse_list(options.dense, "dense", "output"),
+            init=options.init,
+            drop_fraction=chosen("drop_fraction"),
+            period=chosen("period"),
+            schedule=chosen("schedule"),
+            stop=chosen("stop"),
+            capture_batches=options.capture_batches,
+            total_updates=None,
+            backend=options.backend,
         )
         hidden = parse_list(options.hidden, "hidden", ",".join(map(str, preset.hidden)))
         if not hidden or not all(isinstance(width, int) and width > 0 for width in hidden):
@@ -95,8 +97,8 @@ class Settings:
             hidden=[int(width) for width in hidden],
             gamma=preset.gamma, tau=preset.tau, policy_delay=preset.policy_delay,
             target_policy_noise=preset.target_policy_noise, target_noise_clip=preset.target_noise_clip,
-            device=_device(options.device), backend=sparse.backend,
-            threads=torch.get_num_threads() if options.threads is None else options.threads,
+            device=check_device(options.device), backend=sparse.backend,
+            threads=options.threads,
             checkpoint_every=options.checkpoint_every,
             **{name: chosen(name) for name in _FROM_PRESET},
         )  # fmt: skip
@@ -117,7 +119,15 @@ class Settings:
         if set(given) != known:
             wrong = ", ".join(sorted(known ^ set(given)))
             raise UserError(f"{where} has missing or unknown settings ({wrong}); restore the file as the run wrote it")
-        return cls(**given)
+        hints = get_type_hints(cls)
+        wrong = ", ".join(
+            f"{name} = {given[name]!r}" for name in sorted(known) if not _of_kind(given[name], hints[name])
+        )
+        if wrong:
+            raise UserError(f"{where} has settings of the wrong kind ({wrong}); restore the file as the run wrote it")
+        settings = cls(**given)
+        settings.check()
+        return settings
 
     def check(self) -> None:
         """Raise a `ValueError` for a number out of range."""
@@ -135,6 +145,8 @@ class Settings:
         for name in ("learning_starts", "seed", "learning_rate", "weight_decay", "action_noise"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"`{name}` must be a finite number ≥ 0, got {getattr(self, name)}")
+        if self.threads > MOST_THREADS:
+            raise ValueError(f"`threads` must be at most {MOST_THREADS}, got {self.threads}")
         if self.seed >= 2**32 - 1000:
             raise ValueError(f"`seed` must be below {2**32 - 1000}, got {self.seed}")
         if self.batch_size > self.buffer_size:
@@ -151,6 +163,14 @@ _FROM_PRESET = (
 )  # fmt: skip
 
 
+def _of_kind(value: Any, kind: Any) -> bool:
+    """Whether a value from JSON is of the type a setting has."""
+    if get_origin(kind) is list:
+        item_kinds = get_args(get_args(kind)[0]) or get_args(kind)
+        return isinstance(value, list) and all(any(_of_kind(item, one) for one in item_kinds) for item in value)
+    return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+
+
 def parse_list(text: str | None, name: str, default: str) -> tuple[str | int, ...]:
     """A comma list; whole numbers become integers, `none` is the empty list."""
     text = default if text is None else text
@@ -162,7 +182,8 @@ def parse_list(text: str | None, name: str, default: str) -> tuple[str | int, ..
     return tuple(int(item) if item.lstrip("-").isdigit() else item for item in items)
 
 
-def _device(wanted: str) -> str:
+def check_device(wanted: str) -> str:
+    """The device that `wanted` means here, or a `ValueError` if there is none such."""
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -173,4 +194,8 @@ def _device(wanted: str) -> str:
         raise ValueError(f"`device` must be cpu, cuda or auto, got {wanted!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"`device` {wanted!r} wants a CUDA GPU, and torch sees none here; take --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"`device` {wanted!r} is not there: torch sees {torch.cuda.device_count()} here, from cuda:0 on"
+        )
     return wanted

@@ -18,17 +18,18 @@ def pack(state: Any) -> tuple[dict[str, Tensor], Any]:
 
 def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
-        tensors[path] = value.detach().cpu()
-        return {"$tensor": path}
+        return {"$tensor": _add(value.detach().cpu(), path, tensors)}
     if isinstance(value, np.ndarray):
-        tensors[path] = torch.from_numpy(np.ascontiguousarray(value)).reshape(value.shape)
-        return {"$array": path}
-    if isinstance(value, np.generic):
+        array = torch.from_numpy(np.ascontiguousarray(value)).reshape(value.shape)
+        return {"$array": _add(array, path, tensors)}
+    if isinstance(value, np.bool_ | np.integer | np.floating | np.str_) and not isinstance(value, np.longdouble):
         return value.item()
     if isinstance(value, Mapping):
         if all(isinstance(key, str) and not key.startswith("$") for key in value):
             return {key: _pack(item, f"{path}/{key}", tensors) for key, item in value.items()}
-        return {"$items": [[key, _pack(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
+        return {
+            "$items": [[_checked_key(key, path), _pack(item, f"{path}/{key}", tensors)] for key, item in value.items()]
+        }
     if isinstance(value, tuple):
         return {"$tuple": [_pack(item, f"{path}/{index}", tensors) for index, item in enumerate(value)]}
     if isinstance(value, list):
@@ -38,6 +39,21 @@ def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(
         f"{path} is a {type(value).__name__}; a checkpoint holds tensors, arrays, numbers, text and their containers"
     )
+
+
+def _checked_key(key: object, path: str) -> object:
+    """`key` if it comes back from JSON as it was."""
+    if not isinstance(key, (bool, int, float, str)):
+        raise TypeError(f"{path} has a key {key!r}; a checkpoint holds dictionaries by text and numbers")
+    return key
+
+
+def _add(tensor: Tensor, path: str, tensors: dict[str, Tensor]) -> str:
+    """Keep `tensor` under a name of its own: keys that hold slashes can make two paths look alike."""
+    while path in tensors:
+        path += "'"
+    tensors[path] = tensor
+    return path
 
 
 def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stable_baselines3.common.logger import Logger, configure
+from stable_baselines3.common.logger import Logger
 
 from agents import SparseTD3
 from envs import ReplayMismatch
@@ -27,15 +29,25 @@ from runs.progress import TrainingBar
 from runs.recorder import Interrupted, Journal, Recorder
 from runs.results import result, total_sparsity
 from runs.scoring import EVALUATION_SEED, Scorer
-from runs.settings import Settings
+from runs.settings import Settings, check_device
 from runs.snapshot import pack, unpack
+from runs.tensorboard import tensorboard_logger
+
+# What a process that was killed before it wrote its config leaves behind.
+_LEFTOVER = re.compile(r"lock|\.config\.json\.\d+\.tmp")
 
 
 def train(options: Train) -> int:
     """Begin a run in a new directory and train it to its end."""
     settings = Settings.resolve(options)
-    directory = options.out or default_directory(settings)
+    directory = default_directory(settings) if options.out is None else options.out
     refuse_existing(directory)
+    if settings.steps <= settings.learning_starts:
+        print(
+            f"note: with {settings.steps} steps, of which the first {settings.learning_starts} are random, nothing is "
+            "learned; lower --learning-starts or raise --steps",
+            file=sys.stderr,
+        )
     model = build(settings)
     then = "run the command again"
     with writing(directory, then):
@@ -43,7 +55,7 @@ def train(options: Train) -> int:
     with RunLock(directory):
         refuse_existing(directory)
         write_json(directory / "config.json", config(settings), then)
-        return _train(directory, settings, model, None)
+        return _train(directory, settings, model, _store(directory), None)
 
 
 def resume(options: Resume) -> int:
@@ -53,11 +65,12 @@ def resume(options: Resume) -> int:
     if (directory / "result.json").exists():
         print(f"{directory} is finished: {settings.steps} steps; see `sparse-agents evaluate {directory}`")
         return 0
+    check_device(settings.device)
     with RunLock(directory):
-        store = CheckpointStore(directory / "checkpoints", run=directory)
+        store = _store(directory)
         checkpoint = store.load(options.step) if options.step is not None or store.steps() else None
         _warn_of_changes(written)
-        return _train(directory, settings, build(settings), checkpoint)
+        return _train(directory, settings, build(settings), store, checkpoint)
 
 
 def default_directory(settings: Settings) -> Path:
@@ -70,7 +83,7 @@ def refuse_existing(directory: Path) -> None:
     """Raise unless `directory` is free for a new run."""
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is a file; choose another --out")
-    if directory.is_dir() and any(path.name != "lock" for path in directory.iterdir()):
+    if directory.is_dir() and any(not _LEFTOVER.fullmatch(path.name) for path in directory.iterdir()):
         raise UserError(
             f"{directory} is not empty; choose another --out, or continue a run with `sparse-agents resume {directory}`"
         )
@@ -94,7 +107,7 @@ def read_config(directory: Path) -> tuple[Settings, dict[str, Any]]:
     """The settings of a run directory and the whole of its `config.json`."""
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory; give the directory of a run")
-    written = read_json(directory / "config.json", "the config of a run")
+    written = read_json(directory / "config.json", "config of a run")
     return Settings.from_config(written, str(directory / "config.json")), written
 
 
@@ -108,24 +121,34 @@ def _warn_of_changes(written: dict[str, Any]) -> None:
         )
 
 
-def _train(directory: Path, settings: Settings, model: SparseTD3, checkpoint: Checkpoint | None) -> int:
+def _store(directory: Path) -> CheckpointStore:
+    return CheckpointStore(directory / "checkpoints", run=directory)
+
+
+def _train(
+    directory: Path, settings: Settings, model: SparseTD3, store: CheckpointStore, checkpoint: Checkpoint | None
+) -> int:
     then = f"`sparse-agents resume {directory}`"
+    # Before the state is put back: making environments may draw.
+    scorer = Scorer(settings.env, settings.eval_episodes, settings.seed + EVALUATION_SEED)
     with writing(directory / "tensorboard", then):
-        logger = configure(str(directory / "tensorboard"), ["tensorboard"])
+        logger = tensorboard_logger(directory / "tensorboard", 0 if checkpoint is None else checkpoint.step)
     start_learning(model, logger)
     journal = Journal()
-    store = CheckpointStore(directory / "checkpoints", run=directory)
     if checkpoint is not None:
         journal = _restore(directory, model, checkpoint)
-    scorer = Scorer(settings.env, settings.eval_episodes, settings.seed + EVALUATION_SEED)
+        # Before metrics are cut back: later checkpoints count on what is cut off.
+        store.rewind(checkpoint.step)
     metrics = MetricsFile(directory / "metrics.jsonl", journal.metrics_offset, then)
     start = model.num_timesteps
     label = f"{settings.env} {settings.topology}"
+    if checkpoint is not None:
+        print(f"continuing {directory} from step {start}", file=sys.stderr)
     try:
         with TrainingBar(settings.steps, start, total_sparsity(model), label) as bar, _stop_signals() as stop:
             recorder = Recorder(settings, journal, partial(save_state, store), scorer, metrics, bar, stop)
-            if start < settings.steps:
-                model.learn(settings.steps - start, recorder, reset_num_timesteps=start == 0)
+            # Also with no step left: the result asks the sparsifiers, which only `learn` brings back.
+            model.learn(max(0, settings.steps - start), recorder, reset_num_timesteps=start == 0)
             _close_tensorboard(logger, then)
         return _finish(directory, settings, model, journal)
     except Interrupted as interruption:
@@ -185,6 +208,8 @@ def _stop_signals() -> Iterator[list[int]]:
         if received:
             raise KeyboardInterrupt
         received.append(number)
+        # Not `print`: the signal may have come in the middle of one.
+        os.write(2, b"\nstopping after this step (again: at once, without saving)\n")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -95,14 +95,24 @@ class Adam(Optimizer):
             state["age"] = state["age"].expand(rewiring.before.numel()).clone()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's; ages come back as the integers they were (torch casts state to the parameter's dtype)."""
+        """As torch's; ages come back as the integers they were (torch casts state to the parameter's dtype).
+
+        State of torch's own Adam or AdamW is taken over: its step count is every entry's age.
+        """
+        before = [dict(group) for group in self.param_groups]  # torch's own groups know no `decoupled`
         super().load_state_dict(state_dict)
         saved = [key for group in state_dict["param_groups"] for key in group["params"]]
         own = [parameter for group in self.param_groups for parameter in group["params"]]
         for key, parameter in zip(saved, own, strict=True):
-            if "age" in state_dict["state"].get(key, ()):
-                age = state_dict["state"][key]["age"]
-                self.state[parameter]["age"] = age.to(parameter.device, torch.int32, copy=True)
+            given = state_dict["state"].get(key)
+            if given:
+                if not {"exp_avg", "exp_avg_sq"} <= given.keys() or not {"age", "step"} & given.keys():
+                    raise ValueError(f"this is not the state of an Adam: it holds {sorted(given)}; load that of one")
+                age = torch.as_tensor(given["age"] if "age" in given else given["step"])
+                kept = {name: self.state[parameter][name] for name in ("exp_avg", "exp_avg_sq")}
+                self.state[parameter] = {**kept, "age": age.to(parameter.device, torch.int32, copy=True)}
+        for group, options in zip(self.param_groups, before, strict=True):
+            group.update({name: value for name, value in options.items() if name not in group})
 
 
 def _unbias(times: list[Tensor], beta: float) -> list[Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from numbers import Real
 
 from sparse_core.registry import Registry
 
@@ -38,7 +39,7 @@ def erdos_renyi_kernel(shapes: Sequence[Shape]) -> list[float]:
 
 def check_sparsity(sparsity: float) -> float:
     """`sparsity` as a float in [0, 1), or a `ValueError`."""
-    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
+    if isinstance(sparsity, bool) or not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
         raise ValueError(f"`sparsity` must be a number in [0, 1), the share of connections left out, got {sparsity!r}")
     return float(sparsity)
 

@@ -118,6 +118,14 @@ def growth_flops(model: nn.Module, batch: int) -> int:
     return sum(2 * batch * layer.in_features * layer.out_features for layer in sparse_layers(model).values())
 
 
+def capture_bytes(model: nn.Module, batch: int) -> int:
+    """Inputs and output gradients of `batch` samples that gradient growth keeps for every sparse layer."""
+    return sum(
+        batch * (layer.in_features + layer.out_features) * layer.values.element_size()
+        for layer in sparse_layers(model).values()
+    )
+
+
 def topology_distance(first: Topology, second: Topology) -> float:
     """Share of connections that only one of two topologies has, |A Δ B| / |A ∪ B|: 0 equal, 1 disjoint."""
     if first.shape != second.shape:

@@ -88,7 +88,10 @@ def dense_indices(dense: str | Sequence[str | int], names: Sequence[str]) -> set
         if isinstance(item, str):
             found = {index for index, name in enumerate(names) if fnmatchcase(name, item)}
         if not found:
-            raise ValueError(f"`dense` names no layer with {item!r}; known: 'input', 'output', {', '.join(names)}")
+            raise ValueError(
+                f"`dense` names no layer with {item!r}; give 'input', 'output', an index from 0 to {len(names) - 1}, "
+                f"or a glob over the names {', '.join(map(repr, names))}"
+            )
         chosen |= found
     return chosen
 

@@ -49,7 +49,7 @@ class Sparsifier:
 
     Raises:
         ValueError: for unknown names or values out of range.
-        TypeError: for an optimizer that is not elementwise.
+        TypeError: for an optimizer that is not elementwise, where connections move.
     """
 
     def __init__(
@@ -87,7 +87,8 @@ class Sparsifier:
             raise ValueError(f"`capture_batches` and `capture_stride` must be at least 1, got {got}")
         if total_steps is None and (schedule != "constant" or stop < 1):
             raise ValueError(f"schedule {schedule!r} with `stop` {stop:g} needs `total_steps`, the length of training")
-        check_elementwise(optimizer)
+        if drop is not None:
+            check_elementwise(optimizer)
         self.optimizer = optimizer
         self.layers = sparse_layers(model)
         self.followers = [_matching_layers(self.layers, follower) for follower in followers]
@@ -110,7 +111,7 @@ class Sparsifier:
         self._grow = None if grow is None else GROW_RULES[grow]
         self._names = (drop, grow)
         self.regrow, self.birth = regrow, birth
-        last = None if total_steps is None else int(stop * total_steps)
+        last = None if total_steps is None else int(stop * total_steps + 1e-9)
         self.fraction = SCHEDULES[schedule](drop_fraction, last or 0)
         self.every = Every(period, last)
         self._captured_steps = capture_batches * capture_stride
@@ -163,12 +164,12 @@ class Sparsifier:
         fraction = self.fraction(self.steps)
         # All changes are worked out before the first is applied: an error leaves every layer as it was.
         rewirings = {name: self._rewiring(name, layer, fraction) for name, layer in self.layers.items()}
-        for name, rewiring in rewirings.items():
-            self._apply(name, rewiring)
-        self.changes += 1
         self._pending = False
         for layer in self.layers.values():
             layer.capture = None
+        for name, rewiring in rewirings.items():
+            self._apply(name, rewiring)
+        self.changes += any(rewiring.dropped.numel() for rewiring in rewirings.values())
         return rewirings
 
     def _rewiring(self, name: str, layer: SparseLinear, fraction: float) -> Rewiring:
@@ -228,6 +229,9 @@ class Sparsifier:
             carry_state(self.optimizer, layer.bias, fewer)
         for follower in self.followers:
             follower[name].freeze(positions, biases)
+            # What can no longer change is the same everywhere: nothing would ever bring a lagging value along.
+            follower[name].frozen_values.copy_(layer.frozen_values)
+            follower[name].frozen_bias_values.copy_(layer.frozen_bias_values)
 
     def _arm(self) -> None:
         """Start capturing when the next change is near enough; captures count batches by the step."""

@@ -21,9 +21,7 @@ def build_wheel(folder: Path) -> zipfile.ZipFile:
             shutil.copy(path, source)
     # No isolation: setuptools is already here, so this needs no network.
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    done = subprocess.run(
-        [*command, "--wheel-dir", folder, source], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*command, "--wheel-dir", folder, source], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (wheel,) = folder.glob("*.whl")
     return zipfile.ZipFile(wheel)
@@ -38,8 +36,6 @@ def test_wheel_contents(tmp_path: Path) -> None:
     tops = {name.split("/")[0] for name in files}
     assert {top for top in tops if not top.endswith(".dist-info")} == PACKAGES
     # Each module of the tree is in, so a subpackage without __init__.py shows up here.
-    tree = {
-        path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")
-    }
+    tree = {path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
     assert tree <= files
     assert {f"{package}/py.typed" for package in PACKAGES} <= files

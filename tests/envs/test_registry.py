@@ -115,6 +115,8 @@ def test_an_environment_that_does_not_know_render_mode() -> None:
 
 def test_the_module_that_registers_it_may_be_named() -> None:
     assert envs.make("gymnasium.envs.classic_control:Pendulum-v1").spec is not None
+    with pytest.raises(ValueError, match=r"asks for the module '\.\.', which cannot be imported"):
+        envs.make("..:Foo-v0")
     with pytest.raises(ValueError, match=r"asks for the module 'no_such_module', which cannot be imported"):
         envs.make("no_such_module:Pendulum-v1")
 

@@ -7,3 +7,24 @@ import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent))
+
+import shutil
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished tiny run; only to be read."""
+    from tiny_runs import train
+
+    return train(tmp_path_factory.mktemp("finished") / "run")
+
+
+@pytest.fixture
+def unfinished(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it to be harmed, as it was before its result was written."""
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    (copy / "result.json").unlink()
+    return copy

@@ -130,7 +130,8 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
         child = FORK.Process(target=save_forever, args=(tmp_path, sender))
         child.start()
         sender.close()
-        receiver.recv()
+        for _ in range(3):  # at least one of them is of a new step
+            receiver.recv()
         time.sleep(moments.uniform(0, 0.15))
         assert child.pid is not None
         os.kill(child.pid, signal.SIGKILL)
@@ -153,4 +154,4 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
             assert ring.bits() == wanted.bits()
         last = store.steps()[-1]
         assert last >= told  # what was reported as saved is there
-    assert last > 15
+    assert last >= 15

@@ -489,7 +489,11 @@ def test_a_network_of_one_layer_has_no_output_layer_to_keep() -> None:
     [
         ([5], {}, re.escape("`sizes` must name at least an input and an output, all positive, got [5]")),
         ([5, 0, 2], {}, "all positive"),
-        ([5, 4, 3], {"dense": (2,)}, "`dense` names no layer with 2; known: 'input', 'output', 0, 1"),
+        (
+            [5, 4, 3],
+            {"dense": (2,)},
+            "`dense` names no layer with 2; give 'input', 'output', an index from 0 to 1, or a glob",
+        ),
         ([5, 4, 3], {"dense": ("outptu",)}, "`dense` names no layer with 'outptu'"),
         ([5, 4, 3], {"sparsity": 0.99}, "cannot be met"),
         ([5, 4, 3], {"sparsity": -0.1}, "`sparsity` must be a number"),

@@ -272,7 +272,7 @@ def test_changes_come_when_they_are_due() -> None:
         if sparsifier.step():
             changed.append(step)
     assert changed == [5, 10, 15, 20, 25, 30]
-    assert sparsifier.changes == 6
+    assert sparsifier.changes == 5  # at step 30 the cosine is zero: nothing moves
 
 
 def test_the_share_that_changes_follows_the_schedule() -> None:

@@ -1,0 +1,59 @@
+"""What training costs, worked out by hand."""
+
+from typing import Any
+
+import pytest
+from small_agents import agent, fill
+
+from agents.costs import training_cost
+from sparse_core.meters import nnz
+
+# Three observations, two actions, four hidden units: the actor has 12 + 8 weights, a critic 20 + 4.
+TINY: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[4]), batch_size=8)
+
+
+def test_sparse_worked_example() -> None:
+    model = agent(actor_sparsity=0.25, critic_sparsity=0.5, topology="static", **TINY)
+    assert nnz(model.actor) == 7 + 8
+    assert nnz(model.critic.qf0) == 8 + 4
+    actor, critic = 2 * 15, 2 * 12
+    targets = actor + 2 * critic
+    critics = 2 * (3 * critic - 2 * 8)  # the first layer passes no gradient on
+    policy = 3 * actor - 2 * 7 + critic + critic
+    rollout = actor * (30 - 20)
+    assert training_cost(model, updates=10, steps=30) == 8 * (10 * (targets + critics) + 5 * policy) + rollout == 20_460
+
+
+def test_dense_by_the_same_formula() -> None:
+    model = agent(topology="dense", **TINY)
+    actor, critic = 2 * 20, 2 * 24
+    update = actor + 2 * critic + 2 * (3 * critic - 2 * 20)
+    policy = 3 * actor - 2 * 12 + 2 * critic
+    assert training_cost(model, 10, 30) == 8 * (10 * update + 5 * policy) + 10 * actor
+    zero = agent(topology="rigl", sparsity=0, **TINY)
+    assert training_cost(zero, 10, 30) == training_cost(model, 10, 30)
+
+
+def test_gradient_growth_costs_a_dense_gradient_each_time() -> None:
+    options: dict[str, Any] = dict(
+        actor_sparsity=0.25, critic_sparsity=0.5, capture_batches=2, total_updates=100, **TINY
+    )
+    model = fill(agent(topology="rigl", period=4, **options))
+    before = training_cost(model, 10, 30)
+    model.train(10, 8)
+    assert model.changes == 2
+    # Changes keep every layer's count, so all else costs what it did.
+    assert training_cost(model, 10, 30) - before == 2 * (2 * 16 * 12 + 2 * (2 * 16 * 20))
+    random = fill(agent(topology="set", period=4, **options))
+    before = training_cost(random, 10, 30)
+    random.train(10, 8)
+    assert random.changes == 2
+    assert training_cost(random, 10, 30) == before
+
+
+@pytest.mark.parametrize(("updates", "policy_updates"), [(0, 0), (1, 0), (2, 0), (3, 1), (7, 2)])
+def test_policy_updates_come_every_few(updates: int, policy_updates: int) -> None:
+    model = agent(topology="dense", policy_delay=3, **TINY)
+    critics = 40 + 96 + 2 * (144 - 40)
+    policy = 120 - 24 + 96
+    assert training_cost(model, updates, 5) == 8 * (critics * updates + policy * policy_updates)

@@ -1,0 +1,161 @@
+"""`train`: what is in a run directory, and that a seed says everything."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from tiny_runs import STEPS, assert_equal_runs, checkpoint, flags, main, metrics_of, result_of, train
+
+from sparse_core import PRESETS
+
+
+def test_a_run_directory(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir()} == {
+        "checkpoints",
+        "config.json",
+        "lock",
+        "metrics.jsonl",
+        "result.json",
+        "tensorboard",
+    }
+    assert {path.name for path in (finished / "checkpoints").iterdir()} == {
+        checkpoint(finished, 600).name,
+        checkpoint(finished, 900).name,
+    }
+    assert (finished / "lock").read_text() == ""
+
+
+def test_the_result(finished: Path) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    expected = {"algo": "td3", "env": "HalfCheetah-v5", "topology": "set", "preset": "td3", "seed": 0, "steps": STEPS}
+    assert expected.items() <= result.items()
+    assert result["updates"] == 800
+    assert result["topology_changes"] == 16
+    # Actor 17-16-16-6, critics 23-16-16-1.
+    actor, critic = 17 * 16 + 16 * 16 + 16 * 6, 23 * 16 + 16 * 16 + 16
+    kept = {"actor": actor - round(0.6 * actor), "critic.qf0": critic - round(0.6 * critic)}
+    kept["critic.qf1"] = kept["critic.qf0"]
+    for network, count in kept.items():
+        assert sum(nnz for name, nnz in result["nnz"].items() if name.startswith(network)) == count
+    assert result["nnz"]["actor.mu.4"] == 16 * 6  # kept dense
+    assert result["nnz_total"] == sum(kept.values())
+    assert result["sparsity_target"] == 0.6
+    assert result["sparsity"] == 1 - sum(kept.values()) / (actor + 2 * critic)
+    assert result["eval"].keys() == {"mean_return", "std_return", "episodes"}
+    assert [step for step, _ in result["curve"]] == [400, 800, STEPS]
+    assert result["curve"][-1][1] == result["eval"]["mean_return"]
+    assert isinstance(result["train_flops"], int)
+    assert result["train_flops"] > 0
+    assert result["bytes"]["gradients"] * 2 == result["bytes"]["parameters"]  # targets have none
+    assert result["bytes"]["total"] == sum(size for name, size in result["bytes"].items() if name != "total")
+
+
+def test_what_may_differ_is_measured(finished: Path) -> None:
+    measured = json.loads((finished / "result.json").read_text())["measured"]
+    assert measured.keys() >= {"seconds", "steps_per_second", "finished", "machine", "directory"}
+    assert measured["seconds"] > 0
+    assert measured["steps_per_second"] == pytest.approx(STEPS / measured["seconds"])
+
+
+def test_the_config(finished: Path) -> None:
+    config = json.loads((finished / "config.json").read_text())
+    assert (config["format"], config["version"]) == ("sparse-agents-run", 1)
+    assert config["settings"]["hidden"] == [16, 16]
+    assert config["settings"]["distribution"] == "erk"  # a default is said as well
+    assert {"versions", "commit", "machine", "command", "started"} <= config.keys()
+
+
+def test_tensorboard(finished: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished / "tensorboard")).Reload()
+    points = [[event.step, event.value] for event in events.Scalars("eval/mean_return")]
+    curve = result_of(finished)["curve"]
+    assert [step for step, _ in points] == [step for step, _ in curve]
+    assert [value for _, value in points] == pytest.approx([value for _, value in curve])
+
+
+def test_the_metrics(finished: Path) -> None:
+    lines = metrics_of(finished)
+    assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
+    changes = [line for line in lines if line["kind"] == "topology"]
+    assert [line["change"] for line in changes] == list(range(1, 17))
+    assert [line["step"] for line in changes] == list(range(150, STEPS + 1, 50))
+    assert all(count > 0 for line in changes for count in line["replaced"].values())
+    evaluations = [line for line in lines if line["kind"] == "eval"]
+    assert [[line["step"], line["mean_return"]] for line in evaluations] == result_of(finished)["curve"]
+    assert all(len(line["returns"]) == line["episodes"] == 1 for line in evaluations)
+
+
+def test_two_identical_runs_and_another_seed(finished: Path, tmp_path: Path) -> None:
+    again = train(tmp_path / "again")
+    assert_equal_runs(finished, again)
+    other = train(tmp_path / "other", seed=1, steps=200)
+    assert other
+    first = [line for line in metrics_of(finished) if line["kind"] == "topology" and line["step"] <= 200]
+    assert [line for line in metrics_of(other) if line["kind"] == "topology"] != first
+    same = train(tmp_path / "same", seed=0, steps=200)
+    assert [line for line in metrics_of(same) if line["kind"] == "topology"] == first
+    assert result_of(other)["eval"] != result_of(same)["eval"]
+
+
+def test_evaluation_does_not_touch_training(finished: Path, tmp_path: Path) -> None:
+    often = train(tmp_path / "often", eval_every=300, eval_episodes=2)
+    kinds = ("topology", "episode")
+    assert [line for line in metrics_of(often) if line["kind"] in kinds] == [
+        line for line in metrics_of(finished) if line["kind"] in kinds
+    ]
+
+
+def test_a_policy_that_stays_scores_the_same_at_every_evaluation(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", steps=60, learning_starts=1000, eval_every=20, eval_episodes=3)
+    scores = [line["returns"] for line in metrics_of(run) if line["kind"] == "eval"]
+    assert len(scores) == 3
+    assert scores[0] == scores[1] == scores[2]
+    assert len(set(scores[0])) == 3
+
+
+@pytest.mark.parametrize("topology", sorted(PRESETS))
+def test_every_topology(topology: str, tmp_path: Path) -> None:
+    sparsity = None if topology == "dense" else 0.6
+    run = train(tmp_path / "run", topology=topology, sparsity=sparsity, steps=400, stop=1.0)
+    result = result_of(run)
+    preset = PRESETS[topology]
+    due = 6 if preset.drop else 0
+    # A drop fraction that decays is zero at its end, where nothing moves any more.
+    assert result["topology_changes"] == (due if preset.schedule == "constant" else due - 1)
+    assert math.isclose(result["sparsity"], sparsity or 0.0, abs_tol=1e-3)
+    assert result["sparsity_target"] == (sparsity or 0.0)
+
+
+def test_steps_that_end_before_learning_begins(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", steps=30)
+    result = result_of(run)
+    assert (result["updates"], result["topology_changes"], result["train_flops"]) == (0, 0, 0)
+    assert [step for step, _ in result["curve"]] == [30]
+
+
+def test_the_default_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = flags(Path(), steps=5)
+    assert main(*arguments[:2], *arguments[4:]) == 0
+    assert (tmp_path / "results" / "HalfCheetah-v5" / "set-0.6-seed0" / "result.json").exists()
+
+
+def test_plain_lines_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tmp_path / "run", steps=30, eval_every=20)
+    output = capsys.readouterr()
+    note, *lines = output.err.splitlines()
+    assert note.startswith(
+        "note: with 30 steps, of which the first 100 are random, nothing is learned; lower --learning-"
+    )
+    assert [line.split(":")[0].split() for line in lines] == [["step", "20"], ["step", "30"]]
+    assert output.out.startswith("30 steps, 762 connections (sparsity 0.5998), return ")
+    assert output.out.count("\n") == 1
+
+
+def test_training_that_diverges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(*flags(tmp_path / "run", learning_rate=1e30)) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "training has diverged" in error

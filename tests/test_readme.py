@@ -1,0 +1,60 @@
+"""The README's Python runs as printed, only shorter, and its commands are ones the program understands."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import tyro
+
+from runs.options import Command
+from sparse_core import DROP_RULES
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    text = "\n".join(blocks("sh")).replace("$topology", "set")
+    return [line.split("#")[0].strip() for line in text.splitlines() if line.strip().startswith("sparse-agents ")]
+
+
+def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(DROP_RULES, "_entries", dict(DROP_RULES._entries))
+    torch.manual_seed(0)
+    names: dict[str, object] = {}
+    source = "\n".join(blocks("python"))
+    for long, short in (("learn(100_000, progress_bar=True)", "learn(200)"), ("range(1_000)", "range(150)")):
+        assert long in source
+        source = source.replace(long, short)
+    exec(compile(source, "README.md", "exec"), names)
+    assert names["model"][0].sparsity > 0.9  # type: ignore[index]
+    assert names["sparsifier"].changes == 1  # type: ignore[attr-defined]
+    assert (tmp_path / "cheetah.zip").is_file()
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_are_understood(command: str) -> None:
+    arguments = shlex.split(command)[1:]
+    if "--help" in arguments:
+        with pytest.raises(SystemExit) as stopped:
+            tyro.cli(Command, args=arguments)
+        assert stopped.value.code == 0
+        return
+    config = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes)
+    assert tyro.cli(Command, args=arguments, config=config) is not None
+
+
+def test_there_are_commands_to_understand() -> None:
+    assert len(commands()) >= 6
+
+
+def test_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert links
+    assert [link for link in links if not (Path(__file__).parent.parent / link).is_file()] == []
