@@ -230,7 +230,10 @@ class SparseTD3(TD3):
     @property
     def changes(self) -> int:
         """Topology changes so far; actor and critics change together."""
-        state = self.adaptation_state()
+        if self.critic_sparsifier is not None and self.actor_sparsifier is not None:
+            # Asked for at every step: not through `adaptation_state`, which copies every generator.
+            return max(self.critic_sparsifier.changes, self.actor_sparsifier.changes)
+        state = self._adaptation
         return 0 if state is None else max(int(state[network]["changes"]) for network in ("critic", "actor"))
 
     def dump_logs(self) -> None:
