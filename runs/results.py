@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from agents import SparseTD3
 from agents.costs import training_cost, training_memory
 from runs.settings import Settings
@@ -24,11 +22,6 @@ def result(
         for name, network in networks.items()
         for layer, count in meters.layer_counts(network).items()
     }
-    # A run resumed just before its end has not had every gradient yet; one that learned has had them all.
-    for optimizer in (model.actor.optimizer, model.critic.optimizer):
-        for parameter in optimizer.state:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
     memory = training_memory(model)
     return {
         "format": FORMAT,

@@ -76,11 +76,13 @@ class Bytes:
 def memory(*models: nn.Module, optimizers: tuple[Optimizer, ...] = ()) -> Bytes:
     """Bytes that models and their optimizers hold now, and the scratch their layers use."""
     parameters = gradients = indices = 0
+    # What an optimizer has stepped had a gradient, and will again: one just restored has it not yet.
+    trained = {parameter for optimizer in optimizers for parameter in optimizer.state}
     cells: list[int] = []
     for model in models:
         for parameter in model.parameters():
             parameters += parameter.nbytes
-            gradients += 0 if parameter.grad is None else parameter.grad.nbytes
+            gradients += parameter.nbytes if parameter.grad is not None or parameter in trained else 0
         for buffer in model.buffers():
             if buffer.dtype.is_floating_point:
                 parameters += buffer.nbytes
