@@ -30,7 +30,7 @@ class SparseOptions:
     stop: float
     capture_batches: int
     total_updates: int | None
-    backend: str
+    backend: str | Mapping[str, str]
 
     @classmethod
     def resolve(
@@ -49,7 +49,7 @@ class SparseOptions:
         stop: float | None,
         capture_batches: int,
         total_updates: int | None,
-        backend: str,
+        backend: str | Mapping[str, str],
     ) -> SparseOptions:
         """The options with defaults filled in, or a `ValueError` that says what is wrong."""
         preset = PRESETS[topology]
@@ -68,7 +68,8 @@ class SparseOptions:
         options = cls(
             topology, actor, critic, distribution or preset.distribution, dense, init or preset.init,
             preset.drop_fraction if drop_fraction is None else drop_fraction, period, schedule or preset.schedule,
-            preset.stop if stop is None else stop, capture_batches, total_updates, backend,
+            preset.stop if stop is None else stop, capture_batches, total_updates,
+            dict(backend) if isinstance(backend, Mapping) else backend,
         )  # fmt: skip
         options.check()
         return options
@@ -78,7 +79,8 @@ class SparseOptions:
         DISTRIBUTIONS[self.distribution.partition(":")[0]]
         INITIALISATIONS[self.init]
         SCHEDULES[self.schedule]
-        BACKENDS[self.backend]
+        for backend in self.backend.values() if isinstance(self.backend, Mapping) else [self.backend]:
+            BACKENDS[backend]
         if not 0 <= self.drop_fraction <= 1:
             raise ValueError(f"`drop_fraction` must be in [0, 1], got {self.drop_fraction!r}")
         if not 0 <= self.stop <= 1:

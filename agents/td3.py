@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from inspect import signature
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from stable_baselines3 import TD3
 from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, ReplayBufferSamples, TrainFreq, TrainFrequencyUnit
-from stable_baselines3.common.utils import polyak_update
+from stable_baselines3.common.type_aliases import (
+    GymEnv,
+    RolloutReturn,
+    TrainFreq,
+    TrainFrequencyUnit,
+)
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
+from agents.autograd_update import AutogradUpdate
+from agents.collection import Array, PlainActor, collect, is_plain
 from agents.options import SparseOptions, check_network, check_same_layers, check_spaces
 from agents.policies import SparseTD3Policy
 from agents.replay import Float32ReplayBuffer
-from sparse_core import Sparsifier, sparse_layers
+from sparse_core import Sparsifier, settle, sparse_layers
+from sparse_core.crossover import AUTO
 from sparse_core.optimizer_state import check_elementwise
 from sparse_core.sparsifier import Rewirings
+
+if TYPE_CHECKING:
+    from agents.fused_update import FusedActor, FusedUpdate
 
 
 class SparseTD3(TD3):
@@ -49,7 +60,9 @@ class SparseTD3(TD3):
         stop: share of the planned updates after which the topology stays; the topology's own by default.
         capture_batches: batches before a change that gradient growth looks at.
         total_updates: planned critic gradient steps, where `learn` cannot know them (training by episodes).
-        backend: what multiplies, a name from `sparse_core.BACKENDS`.
+        backend: what multiplies, a name from `sparse_core.BACKENDS`, or one for every sparse layer by the layer's
+            name (see `backends`). `"auto"` measures once which is fastest, for `batch_size` and torch's present
+            thread count; what it found is saved with the agent.
         **kwargs: as in SB3.
 
     Raises:
@@ -57,6 +70,7 @@ class SparseTD3(TD3):
         TypeError: for an optimizer whose state cannot follow moving connections.
     """
 
+    policy: SparseTD3Policy
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": SparseTD3Policy}
 
     def __init__(
@@ -77,7 +91,7 @@ class SparseTD3(TD3):
         stop: float | None = None,
         capture_batches: int = 1,
         total_updates: int | None = None,
-        backend: str = "gemm",
+        backend: str | Mapping[str, str] = "auto",
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -95,7 +109,10 @@ class SparseTD3(TD3):
         self.critic_sparsifier: Sparsifier | None = None
         self.last_rewirings: Rewirings = {}
         self._adaptation: dict[str, Any] | None = None
-        self._losses: dict[str, Tensor] = {}
+        self._losses: dict[str, Tensor | float] = {}
+        self._update: AutogradUpdate | FusedUpdate | None = None
+        self._acting: PlainActor | FusedActor | None = None
+        self._settled: tuple[str, dict[str, str]] | None = None  # device, and what `auto` found for it
         super().__init__(policy, env, *args, _init_setup_model=False, **kwargs)  # type: ignore[misc]
         if _init_setup_model:
             self._setup_model()
@@ -108,9 +125,24 @@ class SparseTD3(TD3):
         self.policy_kwargs = {**given, "sparse": self.sparse_options.policy(self.seed)}
         super()._setup_model()
         self.policy_kwargs = given  # as the user knows them: `load` compares
+        if self.sparse_options.backend == AUTO:
+            self._settle_backends()
         if self.sparse_options.moves:
             check_elementwise(self.actor.optimizer)
             check_elementwise(self.critic.optimizer)
+
+    def _settle_backends(self) -> None:
+        """Choose what multiplies; an agent that was loaded keeps what was found for it on the same kind of device."""
+        if self._settled is None or self._settled[0] != self.device.type:
+            online = nn.ModuleDict({"actor": self.actor, "critic": self.critic})
+            settle(online, self.batch_size)
+            self._settled = self.device.type, self.backends
+        self.policy.use_backends(self._settled[1])
+
+    @property
+    def backends(self) -> dict[str, str]:
+        """What multiplies, by the name of every sparse layer; targets have the same as their online networks."""
+        return self.policy.backends
 
     def _check_settings(self) -> None:
         """Raise a `ValueError` for settings that cannot be; `load` comes past here with its own, too."""
@@ -169,49 +201,63 @@ class SparseTD3(TD3):
             self.actor_sparsifier.load_state_dict(state["actor"])
         self._adaptation = None
 
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, train_freq: TrainFreq, replay_buffer: Any, *args: Any, **kwargs: Any
+    ) -> RolloutReturn:
+        """As SB3's, to the bit; in a loop of our own where there is one plain environment."""
+        if is_plain(self, env, train_freq, replay_buffer):
+            return collect(self, env, callback, train_freq, replay_buffer, *args, **kwargs)
+        return super().collect_rollouts(env, callback, train_freq, replay_buffer, *args, **kwargs)
+
+    def _act(self, observation: Array) -> Array:
+        """The actor's answer (1, actions), float32 in [-1, 1], to an observation (1, features)."""
+        if self._acting is None or not self._acting.is_current():
+            self._acting = self._make_acting()
+        return self._acting.act(observation)
+
+    def _make_acting(self) -> PlainActor | FusedActor:
+        """What acts: compiled where the actor is plain enough, else its modules."""
+        with suppress(ImportError):  # without Numba
+            from agents.fused_update import FusedActor
+
+            if FusedActor.fits(self):
+                return FusedActor(self)
+        return PlainActor(self)
+
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Update the critics `gradient_steps` times, and actor, targets and topology with every few."""
         if self.critic_sparsifier is None:
             self._make_sparsifiers(self.sparse_options.total_updates, self._adaptation)
-        self.policy.set_training_mode(True)
         self._update_learning_rate([self.actor.optimizer, self.critic.optimizer])
+        update = self._updater(batch_size)
         for _ in range(gradient_steps):
             self._n_updates += 1
-            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]
-            self._update_critics(batch)
             policy_update = self._n_updates % self.policy_delay == 0
+            update.draw()
+            self._losses["critic_loss"] = update.critics()
             if policy_update:
-                self._update_actor(batch.observations)
-            self._move_connections(policy_update)
+                self._losses["actor_loss"] = update.actor()
+            if self._move_connections(policy_update):
+                update = self._updater(batch_size)
             if policy_update:
-                self._update_targets()
+                update.targets()
 
-    def _update_critics(self, batch: ReplayBufferSamples) -> None:
-        with torch.no_grad():
-            noise = torch.randn_like(batch.actions).mul_(self.target_policy_noise)
-            noise = noise.clamp_(-self.target_noise_clip, self.target_noise_clip)
-            next_actions = (self.actor_target(batch.next_observations) + noise).clamp_(-1, 1)
-            next_values = torch.cat(self.critic_target(batch.next_observations, next_actions), dim=1)
-            discounts = self.gamma if batch.discounts is None else batch.discounts
-            targets = batch.rewards + (1 - batch.dones) * discounts * next_values.amin(dim=1, keepdim=True)
-        values = self.critic(batch.observations, batch.actions)
-        loss = torch.stack([F.mse_loss(value, targets) for value in values]).sum()
-        self.critic.optimizer.zero_grad()
-        loss.backward()
-        self.critic.optimizer.step()
-        self._losses["critic_loss"] = loss.detach()
+    def _updater(self, batch_size: int) -> AutogradUpdate | FusedUpdate:
+        """What computes an update: by hand where the networks are plain enough, else through autograd."""
+        if self._update is None or self._update.batch_size != batch_size or not self._update.is_current():
+            self._update = self._make_update(batch_size)
+        return self._update
 
-    def _update_actor(self, observations: Tensor) -> None:
-        assert self.critic_sparsifier is not None
-        # The critic only passes the gradient on here: it neither learns nor grows from the actor's loss.
-        with self.critic_sparsifier.paused(), _constant(self.critic.q_networks[0]):
-            loss = -self.critic.q1_forward(observations, self.actor(observations)).mean()
-            self.actor.optimizer.zero_grad()
-            loss.backward()
-        self.actor.optimizer.step()
-        self._losses["actor_loss"] = loss.detach()
+    def _make_update(self, batch_size: int) -> AutogradUpdate | FusedUpdate:
+        with suppress(ImportError):  # without Numba
+            from agents.fused_update import FusedUpdate
 
-    def _move_connections(self, policy_update: bool) -> None:
+            if FusedUpdate.fits(self):
+                return FusedUpdate(self, batch_size)
+        return AutogradUpdate(self, batch_size)
+
+    def _move_connections(self, policy_update: bool) -> bool:
+        """Change the topologies where that is due; whether it was."""
         assert self.critic_sparsifier is not None
         assert self.actor_sparsifier is not None
         changed = self.critic_sparsifier.step(allowed=policy_update)
@@ -219,13 +265,7 @@ class SparseTD3(TD3):
         if changed or changed_actor:
             self.last_rewirings = {f"critic.{name}": change for name, change in changed.items()}
             self.last_rewirings |= {f"actor.{name}": change for name, change in changed_actor.items()}
-
-    def _update_targets(self) -> None:
-        with torch.no_grad():
-            for online, target in ((self.critic, self.critic_target), (self.actor, self.actor_target)):
-                torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.tau)
-        polyak_update(self.critic_batch_norm_stats, self.critic_batch_norm_stats_target, 1.0)
-        polyak_update(self.actor_batch_norm_stats, self.actor_batch_norm_stats_target, 1.0)
+        return bool(changed or changed_actor)
 
     @property
     def changes(self) -> int:
@@ -239,7 +279,7 @@ class SparseTD3(TD3):
     def dump_logs(self) -> None:
         """As SB3's, with the last losses and the number of topology changes."""
         for name, loss in self._losses.items():
-            self.logger.record(f"train/{name}", loss.item())
+            self.logger.record(f"train/{name}", float(loss))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/topology_changes", self.changes)
         super().dump_logs()
@@ -279,23 +319,17 @@ class SparseTD3(TD3):
             self._adaptation = kept
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "actor_sparsifier", "critic_sparsifier", "last_rewirings", "_losses"]
+        return [
+            *super()._excluded_save_params(),
+            "actor_sparsifier",
+            "critic_sparsifier",
+            "last_rewirings",
+            "_losses",
+            "_update",
+        ]
 
 
 def _check_policy(policy: object) -> None:
     if policy == "MlpPolicy" or (isinstance(policy, type) and issubclass(policy, SparseTD3Policy)):
         return
     raise ValueError(f"`policy` must be 'MlpPolicy' or a subclass of SparseTD3Policy, got {policy!r}")
-
-
-@contextmanager
-def _constant(module: nn.Module) -> Iterator[None]:
-    """Within this block gradients pass through the module but its parameters take none."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,15 @@ from agents import SparseTD3
 from runs.settings import Settings
 
 
-def build(settings: Settings) -> SparseTD3:
-    """A new agent in its environment; whatever cannot be is a `ValueError` before anything is written."""
+def build(settings: Settings, backends: Mapping[str, str] | None = None) -> SparseTD3:
+    """A new agent in its environment; whatever cannot be is a `ValueError` before anything is written.
+
+    `backends` is what a run settled on when it started; without it, `settings.backend` says.
+    """
     torch.set_num_threads(settings.threads)
     environment = envs.make(settings.env, seed=settings.seed)
     try:
-        return _build(settings, environment)
+        return _build(settings, environment, settings.backend if backends is None else backends)
     except RuntimeError as error:
         if "can't allocate memory" in str(error) or isinstance(error, torch.OutOfMemoryError):
             raise MemoryError("the networks do not fit") from error
@@ -34,7 +38,7 @@ def build(settings: Settings) -> SparseTD3:
         raise
 
 
-def _build(settings: Settings, environment: envs.Replayable) -> SparseTD3:
+def _build(settings: Settings, environment: envs.Replayable, backend: str | Mapping[str, str]) -> SparseTD3:
     shape = environment.action_space.shape
     assert shape is not None
     return SparseTD3(
@@ -66,7 +70,7 @@ def _build(settings: Settings, environment: envs.Replayable) -> SparseTD3:
         schedule=settings.schedule,
         stop=settings.stop,
         capture_batches=settings.capture_batches,
-        backend=settings.backend,
+        backend=backend,
     )  # fmt: skip
 
 

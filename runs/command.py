@@ -10,7 +10,7 @@ from typing import Any
 import tyro
 
 from runs.failure import UserError
-from runs.options import Command, Demo, Evaluate, Export, List, Resume, Train
+from runs.options import Bench, Command, Demo, Evaluate, Export, List, Resume, Train
 
 DESCRIPTION = """Neural networks that are never dense: train, resume, evaluate and export sparse agents.
 
@@ -76,6 +76,10 @@ def _run(options: Any) -> int:
             from runs.demo import demo
 
             return demo(options)
+        case Bench():
+            from runs.bench.command import bench
+
+            return bench(options)
     raise AssertionError(options)
 
 

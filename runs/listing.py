@@ -41,6 +41,12 @@ def _distributions() -> dict[str, str]:
     return {name: _first_line(rule) for name, rule in DISTRIBUTIONS.items()}
 
 
+def _backends() -> dict[str, str]:
+    from sparse_core import BACKENDS
+
+    return {name: _first_line(backend.product) for name, backend in BACKENDS.items()}
+
+
 def _envs() -> dict[str, str]:
     import envs
 
@@ -59,6 +65,7 @@ TABLES: Mapping[str, Callable[[], dict[str, str]]] = {
     "drop": _drop,
     "grow": _grow,
     "distributions": _distributions,
+    "backends": _backends,
     "envs": _envs,
     "presets": _presets,
 }

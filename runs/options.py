@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -18,6 +18,13 @@ _TOPOLOGY = "(default: the preset's, else the topology's)"
 def _left_out(metavar: str, default: str = "") -> Any:
     """How the help shows an option that may be left out; `default` says what holds then."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=default)
+
+
+if TYPE_CHECKING:
+    BenchName = str
+else:  # a file in that folder is a bench
+    _BENCHES = (Path(__file__).parent / "bench" / "cases").glob("[!_]*.py")
+    BenchName = tyro.extras.literal_type_from_choices(sorted(path.stem for path in _BENCHES))
 
 
 @dataclass(frozen=True)
@@ -79,8 +86,8 @@ class Train:
     """Hidden layer widths, comma list: 256,256."""
     device: str = "auto"
     """cpu, cuda, or auto."""
-    backend: str = "gemm"
-    """What multiplies."""
+    backend: str = "auto"
+    """What multiplies (`sparse-agents list backends`); auto measures the fastest for each layer once on a machine."""
     threads: int = 1
     """CPU threads for torch. Networks this small gain little from a second, and lose much on busy cores."""
     eval_every: Annotated[int | None, _left_out("INT", _PRESET)] = None
@@ -135,7 +142,9 @@ class Export:
 class List:
     """Show what there is to choose from; plain names when piped."""
 
-    what: tyro.conf.Positional[Literal["algos", "topologies", "drop", "grow", "distributions", "envs", "presets"]]
+    what: tyro.conf.Positional[
+        Literal["algos", "topologies", "drop", "grow", "distributions", "backends", "envs", "presets"]
+    ]
     """Kind of thing."""
 
 
@@ -147,6 +156,21 @@ class Demo:
     """Run directory. Default: results/demo, or the next free number."""
 
 
+@dataclass(frozen=True)
+class Bench:
+    """Measure how fast and how small ours is on this machine, in turn with what people use; several minutes."""
+
+    name: tyro.conf.Positional[BenchName]
+    """kernel: one layer's products; layer: with autograd; update: TD3's updates; width: of wide agents;
+    train: steps from end to end; memory: bytes."""
+    json: Annotated[Path | None, _left_out("PATH")] = None
+    """Also write every sample and the machine into this file."""
+    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """The same cases with fewer repetitions, in at most about four minutes."""
+    threads: Annotated[int | None, _left_out("INT")] = None
+    """CPU threads, for ours and every peer alike. Default: all cores this process may use."""
+
+
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Resume, tyro.conf.subcommand("resume")]
@@ -154,4 +178,5 @@ Command = (
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
 )

@@ -39,6 +39,7 @@ def result(
         "sparsity_by_network": {name: meters.sparsity(network) for name, network in networks.items()},
         "nnz": {name: count.nnz for name, count in counts.items()},
         "nnz_total": sum(count.nnz for count in counts.values()),
+        "backends": model.backends,
         "eval": last,
         "curve": curve,
         "train_flops": training_cost(model, model._n_updates, settings.steps),

@@ -97,7 +97,7 @@ class Settings:
             hidden=[int(width) for width in hidden],
             gamma=preset.gamma, tau=preset.tau, policy_delay=preset.policy_delay,
             target_policy_noise=preset.target_policy_noise, target_noise_clip=preset.target_noise_clip,
-            device=check_device(options.device), backend=sparse.backend,
+            device=check_device(options.device), backend=options.backend,
             threads=options.threads,
             checkpoint_every=options.checkpoint_every,
             **{name: chosen(name) for name in _FROM_PRESET},

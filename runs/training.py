@@ -32,6 +32,8 @@ from runs.scoring import EVALUATION_SEED, Scorer
 from runs.settings import Settings, check_device
 from runs.snapshot import pack, unpack
 from runs.tensorboard import tensorboard_logger
+from sparse_core import BACKENDS
+from sparse_core.crossover import AUTO
 
 # What a process that was killed before it wrote its config leaves behind.
 _LEFTOVER = re.compile(r"lock|\.config\.json\.\d+\.tmp")
@@ -54,7 +56,7 @@ def train(options: Train) -> int:
         directory.mkdir(parents=True, exist_ok=True)
     with RunLock(directory):
         refuse_existing(directory)
-        write_json(directory / "config.json", config(settings), then)
+        write_json(directory / "config.json", config(settings, model.backends), then)
         return _train(directory, settings, model, _store(directory), None)
 
 
@@ -70,7 +72,7 @@ def resume(options: Resume) -> int:
         store = _store(directory)
         checkpoint = store.load(options.step) if options.step is not None or store.steps() else None
         _warn_of_changes(written)
-        return _train(directory, settings, build(settings), store, checkpoint)
+        return _train(directory, settings, rebuild(directory, settings, written), store, checkpoint)
 
 
 def default_directory(settings: Settings) -> Path:
@@ -89,12 +91,13 @@ def refuse_existing(directory: Path) -> None:
         )
 
 
-def config(settings: Settings) -> dict[str, Any]:
+def config(settings: Settings, backends: dict[str, str]) -> dict[str, Any]:
     """What `config.json` holds: settings, and with what and where they were run."""
     return {
         "format": "sparse-agents-run",
         "version": 1,
         "settings": settings.as_dict(),
+        "backends": backends,  # what multiplies is settled once: a resumed run must add up in the same order
         "versions": versions(),
         "commit": commit(),
         "machine": machine(),
@@ -108,7 +111,28 @@ def read_config(directory: Path) -> tuple[Settings, dict[str, Any]]:
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory; give the directory of a run")
     written = read_json(directory / "config.json", "config of a run")
-    return Settings.from_config(written, str(directory / "config.json")), written
+    settings = Settings.from_config(written, str(directory / "config.json"))
+    _check_backends(written.get("backends"), directory / "config.json")
+    return settings, written
+
+
+def rebuild(directory: Path, settings: Settings, written: dict[str, Any]) -> SparseTD3:
+    """A new agent like that of a run directory, with the backends that its `config.json` holds."""
+    try:
+        return build(settings, written["backends"])
+    except ValueError as error:
+        raise UserError(f"{directory / 'config.json'} describes no agent that can be made: {error}") from error
+
+
+def _check_backends(backends: Any, where: Path) -> None:
+    """Raise a `UserError` unless these are backends by layer name; whether the layers exist, `build` finds out."""
+    then = "restore the file as the run wrote it"
+    if not isinstance(backends, dict):
+        raise UserError(f"{where} does not say what multiplies in each layer (`backends`); {then}")
+    known = [name for name in BACKENDS if name != AUTO]
+    unknown = [f"{layer} = {name!r}" for layer, name in backends.items() if name not in known]
+    if unknown:
+        raise UserError(f"{where} has unknown backends ({', '.join(unknown)}; known: {', '.join(known)}); {then}")
 
 
 def _warn_of_changes(written: dict[str, Any]) -> None:

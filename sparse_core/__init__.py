@@ -11,6 +11,7 @@ loss.backward(); optimizer.step(); sparsifier.step()
 
 from sparse_core.adam import Adam
 from sparse_core.backends import BACKENDS
+from sparse_core.crossover import settle
 from sparse_core.distributions import DISTRIBUTIONS, allocate, distribution
 from sparse_core.draws import generators
 from sparse_core.drop import DROP_RULES, drop_rule
@@ -54,6 +55,7 @@ __all__ = [
     "generators",
     "grow_rule",
     "plan",
+    "settle",
     "sparse_layers",
     "sparsify",
 ]

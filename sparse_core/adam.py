@@ -60,7 +60,7 @@ class Adam(Optimizer):
         return loss
 
     def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        states = [self._state_of(parameter) for parameter in parameters]
+        states = [self.state_of(parameter) for parameter in parameters]
         gradients: list[Any] = [parameter.grad for parameter in parameters]
         first, second, ages = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "age"))
         (beta1, beta2), lr, decay = group["betas"], group["lr"], group["weight_decay"]
@@ -80,7 +80,8 @@ class Adam(Optimizer):
         torch._foreach_div_(steps, _unbias(times, beta1))
         torch._foreach_add_(parameters, steps, alpha=-lr)
 
-    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+    def state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        """A parameter's moments and age, new ones at its first step."""
         state: dict[str, Tensor] = self.state[parameter]
         if not state:
             state["exp_avg"] = torch.zeros_like(parameter)

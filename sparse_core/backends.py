@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sparse_core import csr
+from sparse_core import csr, rows
 from sparse_core.gemm import GemmLinear
 from sparse_core.registry import Registry
 
@@ -21,6 +21,8 @@ class Backend:
     """Inputs (…, in_features), a SparseLinear -> (…, out_features)."""
     index: Callable[[Any], dict[str, Tensor]]
     """A SparseLinear -> buffers by name; asked again whenever connections move or freeze."""
+    scratch: Callable[[Any], tuple[int, int]] = lambda layer: (0, 0)
+    """A SparseLinear -> bytes of dense scratch that it holds from forward to backward, and more while in its pass."""
 
 
 BACKENDS: Registry[Backend] = Registry("backend")
@@ -41,5 +43,12 @@ def gemm_index(layer: Any) -> dict[str, Tensor]:
     return {"gemm_positions": movable, "gemm_frozen_positions": frozen}
 
 
-BACKENDS.add("gemm", Backend(gemm, gemm_index))
+def gemm_scratch_bytes(layer: Any) -> tuple[int, int]:
+    """The dense weight, which every layer keeps until its backward pass, where a dense gradient joins it."""
+    weight = layer.out_features * layer.in_features * layer.values.element_size()
+    return weight, weight
+
+
+BACKENDS.add("gemm", Backend(gemm, gemm_index, gemm_scratch_bytes))
 BACKENDS.add("csr", Backend(csr.product, csr.index))
+BACKENDS.add("rows", Backend(rows.product, rows.index, rows.scratch_bytes))

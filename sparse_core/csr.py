@@ -6,7 +6,6 @@ entries. Outputs are handed out as transposed views, so that a chain of such lay
 
 from __future__ import annotations
 
-import logging
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -18,15 +17,12 @@ from torch import Tensor
 from sparse_core.gemm import refuse_double_backward
 from sparse_core.signals import Capture
 
-logger = logging.getLogger(__name__)
-
 DTYPES = (torch.float32, torch.float64)
 
 
 @cache
 def kernels() -> ModuleType:
     """The compiled kernels, imported on first use: Numba takes half a second."""
-    logger.info("loading the compiled kernels; the first time on a machine they take a few seconds to compile")
     from sparse_core import kernels as module
 
     return module
@@ -38,9 +34,11 @@ def index(layer: Any) -> dict[str, Tensor]:
     movable = torch.ones(layer.nnz, dtype=torch.bool)
     movable[layer.frozen.cpu().long()] = False
     some = bool(layer.frozen.numel())
+    # Two bytes where they do: the bits of a uint16, of which torch's own file formats know little.
+    narrow = layer.out_features <= 1 << 16
     return {
         "transpose_pointer": transpose.row_pointer,
-        "transpose_columns": transpose.columns,
+        "transpose_columns": transpose.columns.to(torch.int16) if narrow else transpose.columns,
         "transpose_order": transpose.permutation.to(torch.int32),
         "movable": movable.nonzero().squeeze(1) if some else torch.empty(0, dtype=torch.int64),
     }
@@ -109,7 +107,7 @@ class CsrLinear(torch.autograd.Function):
         if wants_inputs:
             dx = torch.empty_like(x)
             kernels().backward_inputs(
-                _array(dx), _array(dy), _array(transpose_pointer), _array(transpose_columns), _array(transpose_order),
+                _array(dx), _array(dy), _array(transpose_pointer), unsigned(transpose_columns), _array(transpose_order),
                 _array(values), _NO_GATE[values.dtype],
             )  # fmt: skip
             d_inputs = dx.T.reshape(ctx.shape)
@@ -140,6 +138,12 @@ def _multiply(x: Tensor, values: Tensor, bias: Tensor | None, row_pointer: Tenso
     biases = _NO_BIAS[values.dtype] if bias is None else _array(bias)
     kernels().forward(_array(y), _array(x), _array(row_pointer), _array(columns), _array(values), biases, False)
     return y
+
+
+def unsigned(columns: Tensor) -> Any:
+    """Transposed columns as the kernels take them: uint16 or int32."""
+    array = columns.numpy()
+    return array.view(np.uint16) if array.itemsize == 2 else array
 
 
 def _array(tensor: Tensor) -> Any:

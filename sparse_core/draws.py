@@ -37,9 +37,17 @@ def sample_distinct(population: int, count: int, generator: torch.Generator) -> 
         return kept.nonzero().squeeze(1)
     drawn = torch.empty(0, dtype=torch.int64)
     while drawn.numel() < count:
-        more = torch.randint(population, (count - drawn.numel(),), generator=generator)
-        drawn = torch.unique(torch.cat([drawn, more]))
+        more = torch.randint(population, (count - drawn.numel(),), generator=generator).unique()
+        more = more[~among(more, drawn)]
+        drawn = torch.from_numpy(np.insert(drawn.numpy(), torch.searchsorted(drawn, more).numpy(), more.numpy()))
     return drawn
+
+
+def among(wanted: Tensor, ascending: Tensor) -> Tensor:
+    """Which of `wanted` are in `ascending`: as `torch.isin`, several times faster since one side is sorted."""
+    if not ascending.numel():
+        return torch.zeros_like(wanted, dtype=torch.bool)
+    return ascending[torch.searchsorted(ascending, wanted).clamp_(max=ascending.numel() - 1)] == wanted
 
 
 def sample_outside(population: int, count: int, taken: Tensor, generator: torch.Generator) -> Tensor:

@@ -174,7 +174,7 @@ def adam(
     The two tables of `corrections` must reach the oldest age after this step, or be as long as they get.
     """
     arrays = (values, gradients, first, second, ages, first_corrections, second_corrections)
-    threads = _threads_for(values.shape[0])
+    threads = threads_for_entries(values.shape[0])
     if threads > 1:
         adam_threaded(*arrays, lr, beta1, beta2, eps, decay, decoupled, threads)
     else:
@@ -185,12 +185,13 @@ def adam(
 
 def polyak(target: Any, source: Any, tau: float) -> None:
     """Target = (1 - τ) target + τ source in place, for 1-D arrays."""
-    threads = _threads_for(target.shape[0])
+    threads = threads_for_entries(target.shape[0])
     if threads > 1:
         polyak_threaded(target, source, tau, threads)
     else:
         polyak_block(target, source, tau, 0, target.shape[0])
 
 
-def _threads_for(count: int) -> int:
+def threads_for_entries(count: int) -> int:
+    """How many threads an elementwise update of so many entries deserves, at most torch's count."""
     return 1 if count < 2 * SHARE else min(thread_count(), count // SHARE)

@@ -59,8 +59,3 @@ class GemmLinear(torch.autograd.Function):
         d_values = (flat_gradient.T @ flat_inputs).flatten()[positions] if wants_values else None
         d_bias = flat_gradient.sum(0) if wants_bias else None
         return d_inputs, d_values, d_bias, None, None, None, None, None
-
-
-def scratch_cells(shape: tuple[int, int]) -> int:
-    """Cells of scratch that one layer of this shape holds between forward and backward."""
-    return shape[0] * shape[1]

@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
+from sparse_core.compilation import announce
 from sparse_core.threads import thread_count
 from sparse_core.vectors import TILES, UNIT, VECTOR_BYTES, permuted_sum, sampled_dots, weighted_sum
+
+announce()
 
 LARGEST = max(TILES)
 CACHE = 1 << 20  # bytes of x between which rows are cut: about a core's second-level cache
@@ -130,6 +133,7 @@ def forward_block(
                     y_base + row * y_stride + start * size, x_base + start * size, x_stride,
                     columns_base, values_base, 0, begin, finish,
                     bias[row] if bias.shape[0] else values.dtype.type(0), end - start, block > 0, 0, relu and last,
+                    columns.dtype.type(0),
                 )  # fmt: skip
         start = end
 
@@ -166,7 +170,7 @@ def backward_inputs_block(
                 permuted_sum(
                     dx_base + offset, dy_base + start * size, dy_stride, columns_base, values_base, order_base,
                     begin, finish, values.dtype.type(0), end - start, block > 0,
-                    gate_base + offset if gate.shape[0] and last else 0, False,
+                    gate_base + offset if gate.shape[0] and last else 0, False, columns.dtype.type(0),
                 )  # fmt: skip
         start = end
 

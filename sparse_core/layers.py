@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparse_core.backends import BACKENDS
 from sparse_core.distributions import check_sparsity
+from sparse_core.draws import among
 from sparse_core.initialisation import INITIALISATIONS
 from sparse_core.signals import Capture
 from sparse_core.topology import Rewiring, Topology
@@ -29,7 +30,7 @@ class SparseLinear(nn.Module):
         topology: the connectivity itself, of shape (out_features, in_features).
         init: a name from `INITIALISATIONS`: `"torch"`, or `"fan-in"` (scaled for the actual fan-in).
         generator: draws topology, then values, then biases; torch's global one by default.
-        backend: what multiplies, a name from `BACKENDS`.
+        backend: what multiplies, a name from `BACKENDS`; `"auto"` measures at the first forward pass.
         device: of values and indices.
         dtype: of values and biases.
     """
@@ -77,7 +78,8 @@ class SparseLinear(nn.Module):
         if topology.shape != shape:
             raise ValueError(f"`topology` must have shape {shape} (out, in), got {topology.shape}")
         self.in_features, self.out_features = in_features, out_features
-        self._settle_backend(backend)
+        self._derived: tuple[str, ...] = ()  # names of the buffers that the backend asked for
+        self._bind(backend)
         self.capture: Capture | None = None
         bound = in_features**-0.5
         dtype = dtype or torch.get_default_dtype()
@@ -154,6 +156,15 @@ class SparseLinear(nn.Module):
             raise ValueError(f"inputs must have {self.in_features} features last, got shape {tuple(inputs.shape)}")
         return self._product(inputs, self)
 
+    def use_backend(self, backend: str) -> None:
+        """Let another backend multiply from now on; connections, values and gradients stay as they are."""
+        BACKENDS[backend]  # an unknown name changes nothing
+        for name in self._derived:
+            delattr(self, name)
+        self._bind(backend)
+        with torch.inference_mode(False), torch.no_grad():  # its buffers must serve training, wherever they are made
+            self._index()
+
     def effective_bias(self) -> Tensor | None:
         """All biases (out_features,), movable and frozen merged; None without bias."""
         if self.bias is None or not self.frozen_bias.numel():
@@ -186,7 +197,7 @@ class SparseLinear(nn.Module):
         values = rewiring.carry(self.values, fill)
         gradient = None if self.values.grad is None else rewiring.carry(self.values.grad)
         frozen = self.frozen_positions.cpu()
-        positions = torch.cat([rewiring.after, frozen]).sort().values
+        positions = torch.cat([rewiring.after, frozen]).sort().values if frozen.numel() else rewiring.after
         topology = Topology.from_positions(self.shape, positions)
         _assign(self, "columns", topology.columns)
         self.row_pointer.copy_(topology.row_pointer)
@@ -204,7 +215,7 @@ class SparseLinear(nn.Module):
         """
         movable = self.positions.to("cpu", copy=True)
         positions = movable if positions is None else positions.to("cpu", torch.int64).unique()
-        if not bool(torch.isin(positions, movable).all()):
+        if not bool(among(positions, movable).all()):
             raise ValueError("only movable connections of this layer can be frozen; some positions are not among them")
         if self.bias is not None and biases is not None:
             biases = biases.to(self.bias.device, torch.int64).unique()
@@ -249,20 +260,24 @@ class SparseLinear(nn.Module):
         rows = torch.repeat_interleave(
             torch.arange(self.out_features, device=self.columns.device), self.row_pointer.diff(), output_size=self.nnz
         )
-        positions = rows * self.in_features + self.columns
+        positions = rows.mul_(self.in_features).add_(self.columns)
+        if not self.frozen.numel():
+            return positions, positions.new_empty(0)
         movable = torch.ones(self.nnz, dtype=torch.bool, device=positions.device)
         movable[self.frozen.long()] = False
         return positions[movable], positions[~movable]
 
     def _index(self) -> None:
         """Rebuild what follows from the persistent indices, so that a forward pass need not."""
-        for name, tensor in BACKENDS[self.backend].index(self).items():
+        derived = BACKENDS[self.backend].index(self)
+        self._derived = tuple(derived)
+        for name, tensor in derived.items():
             if name not in self._buffers:
                 self.register_buffer(name, tensor[:0].to(self.columns.device, copy=True), persistent=False)
             _assign(self, name, tensor)
         _assign(self, "bias_outputs", self._movable_biases() if self.frozen_bias.numel() else self.frozen_bias.long())
 
-    def _settle_backend(self, backend: str) -> None:
+    def _bind(self, backend: str) -> None:
         self._product: Callable[[Tensor, SparseLinear], Tensor] = BACKENDS[backend].product
         self.backend = backend
 
@@ -306,7 +321,7 @@ class SparseLinear(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._settle_backend(self.backend)
+        self._bind(self.backend)
 
     def extra_repr(self) -> str:
         """Sizes, exact count, sparsity and backend."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparse_core.gemm import scratch_cells
+from sparse_core.backends import BACKENDS
+from sparse_core.draws import among
 from sparse_core.layers import SparseLinear, sparse_layers
 from sparse_core.topology import Topology
 
@@ -65,7 +65,7 @@ class Bytes:
     indices: int
     """Integer buffers: where the connections are."""
     scratch: int
-    """Dense scratch that the `gemm` backend holds at its peak in one forward and backward pass."""
+    """Dense scratch that the layers' backends hold at their peak in one forward and backward pass."""
 
     @property
     def total(self) -> int:
@@ -78,7 +78,7 @@ def memory(*models: nn.Module, optimizers: tuple[Optimizer, ...] = ()) -> Bytes:
     parameters = gradients = indices = 0
     # What an optimizer has stepped had a gradient, and will again: one just restored has it not yet.
     trained = {parameter for optimizer in optimizers for parameter in optimizer.state}
-    cells: list[int] = []
+    scratch: list[tuple[int, int]] = []
     for model in models:
         for parameter in model.parameters():
             parameters += parameter.nbytes
@@ -88,11 +88,7 @@ def memory(*models: nn.Module, optimizers: tuple[Optimizer, ...] = ()) -> Bytes:
                 parameters += buffer.nbytes
             else:
                 indices += buffer.nbytes
-        cells += [
-            scratch_cells(layer.shape) * layer.values.element_size()
-            for layer in sparse_layers(model).values()
-            if layer.backend == "gemm"
-        ]
+        scratch += [BACKENDS[layer.backend].scratch(layer) for layer in sparse_layers(model).values()]
     state = sum(
         tensor.nbytes
         for optimizer in optimizers
@@ -100,8 +96,8 @@ def memory(*models: nn.Module, optimizers: tuple[Optimizer, ...] = ()) -> Bytes:
         for tensor in entry.values()
         if isinstance(tensor, Tensor)
     )
-    # Every layer's weight lives until its backward pass, where one dense weight gradient joins it.
-    return Bytes(parameters, gradients, state, indices, sum(cells) + max(cells, default=0))
+    peak = sum(held for held, _ in scratch) + max((passing for _, passing in scratch), default=0)
+    return Bytes(parameters, gradients, state, indices, peak)
 
 
 def forward_flops(model: nn.Module) -> int:
@@ -132,7 +128,7 @@ def topology_distance(first: Topology, second: Topology) -> float:
     """Share of connections that only one of two topologies has, |A Δ B| / |A ∪ B|: 0 equal, 1 disjoint."""
     if first.shape != second.shape:
         raise ValueError(f"topologies of one shape are compared, got {first.shape} and {second.shape}")
-    common = int(torch.isin(first.positions, second.positions).sum())
+    common = int(among(first.positions, second.positions).sum())
     union = first.nnz + second.nnz - common
     return (union - common) / union if union else 0.0
 

@@ -49,9 +49,9 @@ class Capture:
         self._pairs = deque((int(batch), inputs, gradients) for batch, inputs, gradients in pairs)
 
 
-def row_blocks(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """(start, stop) of row blocks of at most `BLOCK_CELLS` cells that cover a matrix."""
-    height = max(1, BLOCK_CELLS // shape[1])
+def row_blocks(shape: tuple[int, int], cells: int | None = None) -> Iterator[tuple[int, int]]:
+    """(start, stop) of row blocks of at most `cells` (`BLOCK_CELLS`), or one row, that cover a matrix."""
+    height = max(1, (BLOCK_CELLS if cells is None else cells) // shape[1])
     for start in range(0, shape[0], height):
         yield start, min(start + height, shape[0])
 
@@ -72,8 +72,7 @@ def streamed_largest(
     """
     if count == 0:
         return torch.empty(0, dtype=torch.int64)
-    best_scores: Tensor | None = None
-    best = torch.empty(0, dtype=torch.int64)
+    best = _Best(count)
     for start, stop in row_blocks(shape):
         rows = rows_of(start, stop)
         never = rows == -torch.inf
@@ -82,15 +81,38 @@ def streamed_largest(
             raise FloatingPointError("the growth signal is not finite: training has diverged; lower the learning rate")
         first, last = torch.searchsorted(blocked, torch.tensor([start * shape[1], stop * shape[1]])).tolist()
         inside = (blocked[first:last] - start * shape[1]).to(scores.device)
-        scores = scores.flatten().index_fill(0, inside, -1)
-        chosen = largest(scores, min(count, scores.numel()))
-        found = scores[chosen]
-        positions = chosen + start * shape[1]
-        if best_scores is not None:
-            found, positions = torch.cat([best_scores, found]), torch.cat([best.to(positions.device), positions])
-        top = largest(found, min(count, found.numel()))
-        best_scores, best = found[top], positions[top]
-    assert best_scores is not None
-    if best.numel() < count or bool((best_scores < 0).any()):
+        best.add(scores.flatten().index_fill(0, inside, -1), start * shape[1])
+    found = best.settled()
+    if found.numel() < count:
         raise ValueError(f"{count} new connections were wanted, but fewer positions are free; lower the drop fraction")
-    return best.cpu()
+    return found.cpu()
+
+
+class _Best:
+    """The `count` largest of all scores shown to it in ascending order of position; negative ones do not count."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self._held = count, 0
+        self._floor = -0.5
+        self._scores: list[Tensor] = []
+        self._positions: list[Tensor] = []
+
+    def add(self, scores: Tensor, first: int) -> None:
+        """Look at scores (n,) of the positions from `first` on."""
+        # Once there are enough, only what is above the least of them can matter: an equal one comes too late.
+        chosen = (scores > self._floor).nonzero().squeeze(1)
+        self._scores.append(scores[chosen])
+        self._positions.append(chosen + first)
+        self._held += chosen.numel()
+        if self._held > 2 * self._count + BLOCK_CELLS:
+            self.settled()
+
+    def settled(self) -> Tensor:
+        """Positions of the largest so far, ascending."""
+        scores, positions = torch.cat(self._scores), torch.cat(self._positions)
+        if scores.numel() >= self._count:
+            top = largest(scores, self._count)
+            scores, positions = scores[top], positions[top]
+            self._floor = float(scores.min())
+        self._scores, self._positions, self._held = [scores], [positions], scores.numel()
+        return positions

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparse_core.draws import generators
+from sparse_core.draws import among, generators
 from sparse_core.drop import DROP_RULES
 from sparse_core.grow import GROW_RULES
 from sparse_core.layers import SparseLinear, sparse_layers
@@ -188,7 +188,7 @@ class Sparsifier:
         self._check(self._names[0], dropped, count, view.count)
         after = view
         if self.regrow != "no":
-            free = torch.isin(view.blocked, view.positions[dropped], invert=True)
+            free = ~among(view.blocked, view.positions[dropped])
             after = replace(view, blocked=view.blocked[free])
             # Constraints may forbid the very positions that were dropped.
             if after.vacant_count < count:
@@ -196,7 +196,7 @@ class Sparsifier:
                 dropped, after = self._drop(view, count), view
         grown = self._grow.choose(after, count)
         self._check(self._names[1], grown, count, layer.shape[0] * layer.shape[1])
-        if bool(torch.isin(grown, after.blocked).any()):
+        if bool(among(grown, after.blocked).any()):
             raise RuntimeError(
                 f"grow rule {self._names[1]!r} chose a position that is taken; it must choose vacant ones"
             )

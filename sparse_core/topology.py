@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from sparse_core.draws import sample_distinct
+from sparse_core.draws import among, sample_distinct
 
 Regrow = Literal["no", "kept", "fresh"]
 
@@ -44,7 +44,8 @@ class Topology:
             )
         if self.nnz and (self.columns.min() < 0 or self.columns.max() >= columns):
             raise ValueError(f"`columns` must lie in [0, {columns}); rebuild the topology")
-        if (self.positions.diff() <= 0).any():
+        falls = (self.columns.diff() <= 0).nonzero().squeeze(1) + 1
+        if not bool(among(falls, pointer).all()):  # only from one row to the next
             raise ValueError("connections must be sorted and unique within each row; rebuild the topology")
 
     @classmethod
@@ -57,7 +58,9 @@ class Topology:
         if (positions.diff() <= 0).any():
             raise ValueError("positions must be ascending and unique; pass `positions.unique()`")
         starts = torch.arange(rows + 1, dtype=torch.int64) * width
-        return cls(shape, torch.searchsorted(positions, starts), (positions % width).to(torch.int32))
+        topology = cls(shape, torch.searchsorted(positions, starts), (positions % width).to(torch.int32))
+        topology.__dict__["positions"] = positions.clone()  # as the cached property would
+        return topology
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> Topology:
@@ -149,7 +152,7 @@ class Rewiring:
         keep = torch.ones(before.numel(), dtype=torch.bool)
         keep[drop] = False
         dropped = before[drop]
-        regrown = torch.isin(grow, dropped)
+        regrown = among(grow, dropped.sort().values)
         if regrow == "no" and bool(regrown.any()):
             raise ValueError("a connection was dropped and grown in one change; allow it with `regrow`, or exclude it")
         if regrow == "kept":

@@ -57,9 +57,10 @@ class Lanes:
         """The array element with this index."""
         return self.read(self.scalar, address, index, self.bytes)
 
-    def index32(self, address: Any, index: Any) -> Any:
-        """The int32 with this index, as an int64."""
-        return self.builder.sext(self.read(I32, address, index, 4), I64)
+    def index(self, address: Any, index: Any, kind: Any = types.int32) -> Any:
+        """The element of an array of int32 or uint16 with this index, as an int64."""
+        size = kind.bitwidth // 8
+        return self.builder.zext(self.read(ir.IntType(8 * size), address, index, size), I64)
 
     def splat(self, value: Any) -> Any:
         """A vector that holds `value` in every lane."""
@@ -171,17 +172,20 @@ def _by_tile(builder: Any, at: Lanes, count: Any, emit: Any) -> None:
 
 
 def _sets(vectors: int) -> int:
-    """Accumulators per vector, so that additions that wait for each other do not set the pace."""
-    return 1 if vectors >= 8 else 2 if vectors >= 4 else 4
+    """Accumulators per vector, so that additions that wait for each other do not set the pace.
+
+    As many for two vectors as for seven: how a small batch is cut for threads then does not change its sums.
+    """
+    return 1 if vectors >= 8 else 2 if vectors >= 2 else 4
 
 
 def _weighted_sum(permuted: bool) -> Any:
     @intrinsic
     def weighted_sum(  # type: ignore[no-untyped-def]
-        typing, y, x, stride, columns, values, order, start, stop, bias, count, resume, gate, relu
+        typing, y, x, stride, columns, values, order, start, stop, bias, count, resume, gate, relu, kind
     ):
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            y, x, stride, columns, values, order, start, stop, bias, count, resume, gate, relu = arguments
+            y, x, stride, columns, values, order, start, stop, bias, count, resume, gate, relu, _ = arguments
             at = Lanes(context, builder, signature.args[8])
             floor = builder.select(relu, at.zero, ir.Constant(at.vector, [float("-inf")] * at.count))
 
@@ -203,8 +207,8 @@ def _weighted_sum(permuted: bool) -> Any:
                 sets = _sets(vectors)
 
                 def add(k: Any, sums: list[Any]) -> list[Any]:
-                    weight = at.splat(at.element(values, at.index32(order, k) if permuted else k))
-                    row = builder.add(x, builder.mul(at.index32(columns, k), stride))
+                    weight = at.splat(at.element(values, at.index(order, k) if permuted else k))
+                    row = builder.add(x, builder.mul(at.index(columns, k, kind), stride))
                     return [
                         at.fma(weight, at.load(row, i, mask), total)
                         for i, (mask, total) in enumerate(zip(masks, sums, strict=True))
@@ -227,7 +231,7 @@ def _weighted_sum(permuted: bool) -> Any:
             return context.get_dummy_value()
 
         integers = types.int64
-        return types.void(*(integers,) * 8, bias, integers, types.boolean, integers, types.boolean), codegen
+        return types.void(*(integers,) * 8, bias, integers, types.boolean, integers, types.boolean, kind), codegen
 
     return weighted_sum
 
@@ -251,7 +255,7 @@ weighted_sum = _weighted_sum(permuted=False)
 Arguments: addresses of y and x at the tile's first batch entry, bytes from one row of x to the next, addresses
 of columns and values, order (unused), first and last connection, bias (its type is the element type), batch
 entries in the tile, whether to go on from what y holds instead of the bias, address of the gate's tile or 0, whether
-negative outputs become zero.
+negative outputs become zero, any number of the columns' type (int32 or uint16).
 """
 
 permuted_sum = _weighted_sum(permuted=True)
@@ -275,7 +279,7 @@ def sampled_dots(  # type: ignore[no-untyped-def]
             left = [at.load(y, i, mask) for i, mask in enumerate(masks)]
 
             def dot(k: Any) -> Any:
-                row = builder.add(x, builder.mul(at.index32(columns, k), stride))
+                row = builder.add(x, builder.mul(at.index(columns, k), stride))
                 total = builder.fmul(left[0], at.load(row, 0, masks[0]))
                 for i in range(1, vectors):
                     total = at.fma(left[i], at.load(row, i, masks[i]), total)
@@ -305,6 +309,53 @@ def sampled_dots(  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     return types.void(*(types.int64,) * 8, types.boolean, like), codegen
+
+
+@intrinsic
+def vector_sum(typing, x, count, like):  # type: ignore[no-untyped-def]
+    """Σ of `count` numbers from address `x` on; `like` is any number of the element type."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        x, count, _ = arguments
+        at = Lanes(context, builder, signature.args[2])
+
+        def vector(k: Any, mask: Any) -> Any:
+            return at.load(builder.add(x, builder.mul(k, I64(at.bytes))), 0, mask)
+
+        def several(k: Any, sums: list[Any]) -> list[Any]:
+            places = [builder.add(k, I64(i * at.count)) for i in range(len(sums))]
+            return [builder.fadd(total, vector(place, None)) for total, place in zip(sums, places, strict=True)]
+
+        k, (a, b, c, d) = loop(builder, I64(0), count, 4 * at.count, [at.zero] * 4, several)
+        total = builder.fadd(builder.fadd(a, b), builder.fadd(c, d))
+        k, (total,) = loop(builder, k, count, at.count, [total], several)
+        total = builder.fadd(total, vector(k, at.mask(builder.sub(count, k))))
+        return builder.extract_element(_sum_each(builder, at, [total] * 4), I32(0))
+
+    return like(types.int64, types.int64, like), codegen
+
+
+@intrinsic
+def pointer(typing, address, like):  # type: ignore[no-untyped-def]
+    """An address as a pointer to numbers of the type of `like`, for `numba.carray`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(like)(types.int64, like), codegen  # type: ignore[no-untyped-call]
+
+
+@intrinsic
+def prefetch(typing, address):  # type: ignore[no-untyped-def]
+    """Begin to fetch the cache line there; any address is allowed."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [ir.PointerType(), I32, I32, I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")  # type: ignore[no-untyped-call]
+        builder.call(function, [builder.inttoptr(arguments[0], ir.PointerType()), I32(0), I32(3), I32(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
 
 
 def _sum_each(builder: Any, at: Lanes, vectors: list[Any]) -> Any:

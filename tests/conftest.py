@@ -12,6 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if sys.platform == "linux" and not os.environ.get("DISPLAY") and find_library("EGL"):
     os.environ.setdefault("MUJOCO_GL", "egl")  # renders without a screen
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import settings
 
@@ -20,6 +22,14 @@ from hypothesis import settings
 settings.register_profile("fast", deadline=None, max_examples=25)
 settings.register_profile("ci", settings.get_profile("fast"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "fast")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Measurements of backends stay out of the user's cache folder, those of other processes too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPARSE_AGENTS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

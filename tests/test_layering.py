@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 # What each package may import besides itself and the standard library.
 ALLOWED = {
     "sparse_core": {"torch", "numpy", "numba", "llvmlite"},
-    "agents": {"sparse_core", "stable_baselines3", "gymnasium", "torch", "numpy"},
+    "agents": {"sparse_core", "stable_baselines3", "gymnasium", "torch", "numpy", "numba"},
     "continual": {"sparse_core", "avalanche", "torchvision", "sklearn", "torch", "numpy"},
     "envs": {"gymnasium", "mujoco", "numpy"},
 }

@@ -11,6 +11,7 @@ from stable_baselines3 import TD3
 from stable_baselines3.common.logger import Logger
 
 from agents import SparseTD3
+from agents.autograd_update import AutogradUpdate
 from sparse_core import SparseLinear, Topology, sparse_layers
 from sparse_core.meters import topology_distance
 
@@ -62,6 +63,12 @@ def fill(model: TD3, rows: int = 200, seed: int = 0) -> TD3:
             here, there, action, draws.normal(size=1), np.array([done]), [{"TimeLimit.truncated": row % 14 == 6}]
         )
     model.set_logger(Logger(None, []))
+    return model
+
+
+def autograd(model: SparseTD3) -> SparseTD3:
+    """Let torch's autograd compute the updates of an agent that would do without it."""
+    model._make_update = lambda batch_size: AutogradUpdate(model, batch_size)
     return model
 
 

@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 from small_agents import agent, dense_state, reach, topologies
 from stable_baselines3 import TD3
+from stable_baselines3.td3.policies import Actor, TD3Policy
 
 from agents import AGENT_PRESETS, SparseTD3, SparseTD3Policy
 from sparse_core import Adam, sparse_layers
@@ -179,3 +180,49 @@ def test_ds_td3_scales_to_any_sparsity(wanted: float) -> None:
         first, second, output = (count.nnz for count in layer_counts(network).values())
         assert first + second + output == sum(CELLS[part]) - round(wanted * sum(CELLS[part]))
         assert first / second == pytest.approx(BY_HAND[part][0] / BY_HAND[part][1], rel=2e-3)
+
+
+class Frozen(torch.nn.BatchNorm1d):
+    """Never trains, as people freeze batch normalisation."""
+
+    def train(self, mode: bool = True) -> "Frozen":
+        return super().train(False)
+
+
+class Counting(torch.nn.Module):
+    """Notices every change of its mode."""
+
+    def __init__(self) -> None:
+        self.changes = 0
+        super().__init__()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "training":
+            self.__dict__["changes"] += 1
+        super().__setattr__(name, value)
+
+
+def test_training_mode_is_set_as_sb3_sets_it() -> None:
+    policies = [agent().policy for _ in range(2)]
+    for policy in policies:
+        policy.actor.mu.extend([Frozen(2), torch.nn.Sequential(Counting(), torch.nn.Dropout())])
+        policy.critic.qf0.register_module("nothing", None)
+    ours, theirs = policies
+    for mode in (True, False, True):
+        ours.set_training_mode(mode)
+        TD3Policy.set_training_mode(theirs, mode)
+        modes = [{name: module.training for name, module in policy.named_modules()} for policy in policies]
+        assert modes[0] == modes[1]
+        assert set(modes[0].values()) == {True, False} if mode else {False}
+    assert ours.actor.mu[-1][0].changes == theirs.actor.mu[-1][0].changes > 2
+
+
+def test_an_actors_own_way_of_changing_its_mode_is_taken() -> None:
+    class Stubborn(Actor):
+        def set_training_mode(self, mode: bool) -> None:
+            super().set_training_mode(False)
+
+    policy = agent().policy
+    policy.actor.__class__ = Stubborn
+    policy.set_training_mode(True)
+    assert (policy.actor.training, policy.critic.training) == (False, True)

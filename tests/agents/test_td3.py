@@ -1,6 +1,7 @@
 """The update: against SB3's own, its topology changes, and what it bootstraps from."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -10,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
-from small_agents import agent, dense_state, fill, reach, target_distance, topologies
+from small_agents import agent, autograd, dense_state, fill, reach, target_distance, topologies
 from stable_baselines3 import TD3
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import set_random_seed
 from torch import Tensor, nn
 
 from agents import SparseTD3
-from sparse_core import PRESETS, SparseLinear, sparse_layers
+from sparse_core import PRESETS, Adam, SparseLinear, sparse_layers
 
 MOVING = [name for name, preset in PRESETS.items() if preset.drop]
 
@@ -71,9 +72,14 @@ def test_dense_agent_is_sb3s_own(options: dict[str, Any], optimizer: str) -> Non
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_static_agent_is_sb3s_own_behind_masks(decay: float) -> None:
-    policy = dict(net_arch=[16, 16], optimizer_class=torch.optim.Adam, optimizer_kwargs=dict(weight_decay=decay))
-    sparse, dense = agent(topology="static", sparsity=0.7, policy_kwargs=policy), agent(kind=TD3, policy_kwargs=policy)
+@pytest.mark.parametrize("backend", ["gemm", "csr", "rows"])
+@pytest.mark.parametrize("optimizer", [Adam, torch.optim.Adam])
+def test_static_agent_is_sb3s_own_behind_masks(optimizer: type, backend: str, decay: float) -> None:
+    policy = dict(net_arch=[16, 16], optimizer_kwargs=dict(weight_decay=decay))
+    sparse = agent(
+        topology="static", sparsity=0.7, backend=backend, policy_kwargs={**policy, "optimizer_class": optimizer}
+    )
+    dense = agent(kind=TD3, policy_kwargs=policy)
     masked = sparse_layers(sparse.policy)
     assert len(masked) == 12  # two of each of six networks
     for name, layer in masked.items():
@@ -93,7 +99,7 @@ def test_logged_losses_are_those_of_the_last_update() -> None:
         model.train(1, 16)
     expected = dense.logger.name_to_value
     for name in ("critic_loss", "actor_loss"):
-        assert sparse._losses[name].item() == pytest.approx(expected[f"train/{name}"], rel=1e-5)
+        assert float(sparse._losses[name]) == pytest.approx(expected[f"train/{name}"], rel=1e-5)
 
 
 @pytest.mark.parametrize("topology", [*PRESETS])
@@ -211,46 +217,58 @@ def after_rigl(layer: SparseLinear, gradient: Tensor, fraction: float) -> Tensor
     return torch.cat([kept, scores.argsort(descending=True)[:count]]).sort().values
 
 
+class Spy:
+    """Stands before an update and works out, on dense copies, the gradients that growth should have seen."""
+
+    def __init__(self, model: SparseTD3, update: Any, signals: dict[str, list[dict[str, Tensor]]]) -> None:
+        self.model, self.update, self.batch_size, self.signals = model, update, update.batch_size, signals
+        self.is_current, self.targets = update.is_current, update.targets
+
+    def draw(self) -> None:
+        drawn = np.random.get_state()  # noqa: NPY002
+        self.batch = self.model.replay_buffer.sample(self.batch_size)
+        np.random.set_state(drawn)  # noqa: NPY002
+        self.update.draw()
+
+    def critics(self) -> Any:
+        drawn = torch.get_rng_state()
+        critic = dense_copy(self.model.critic)
+        self.signals["critic"].append(dense_gradients(critic, critic_loss(self.model, critic, self.batch)))
+        torch.set_rng_state(drawn)
+        return self.update.critics()
+
+    def actor(self) -> Any:
+        actor, observations = dense_copy(self.model.actor), self.batch.observations
+        with self.model.critic_sparsifier.paused():  # this pass is the test's own
+            loss = -self.model.critic.q1_forward(observations, actor(observations)).mean()
+            self.signals["actor"].append(dense_gradients(actor, loss))
+        return self.update.actor()
+
+
+@pytest.mark.parametrize("made", [autograd, lambda model: model], ids=["autograd", "fused"])
 @pytest.mark.parametrize(("period", "capture_batches"), [(4, 1), (5, 1), (6, 2), (7, 2)])
 def test_growth_follows_each_networks_own_loss(
-    period: int, capture_batches: int, monkeypatch: pytest.MonkeyPatch
+    period: int, capture_batches: int, made: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = agent(
         topology="rigl", sparsity=0.7, period=period, capture_batches=capture_batches, drop_fraction=0.3,
         schedule="constant", stop=1.0, learning_rate=3e-3,
     )  # fmt: skip
-    fill(model)
+    make, move = fill(made(model))._make_update, model._move_connections
     signals: dict[str, list[dict[str, Tensor]]] = {"critic": [], "actor": []}
     expected: dict[str, dict[str, Tensor]] = {}
-    update_critics, update_actor, move = model._update_critics, model._update_actor, model._move_connections
 
-    def spy_critics(batch: Any) -> None:
-        drawn = torch.get_rng_state()
-        critic = dense_copy(model.critic)
-        signals["critic"].append(dense_gradients(critic, critic_loss(model, critic, batch)))
-        torch.set_rng_state(drawn)
-        update_critics(batch)
-
-    def spy_actor(observations: Tensor) -> None:
-        actor = dense_copy(model.actor)
-        with model.critic_sparsifier.paused():  # this pass is the test's own
-            loss = -model.critic.q1_forward(observations, actor(observations)).mean()
-            signals["actor"].append(dense_gradients(actor, loss))
-        update_actor(observations)
-
-    def spy_move(policy_update: bool) -> None:
-        for part in ("actor", "critic"):
-            if len(signals[part]) < capture_batches:
-                continue
-            recent = signals[part][-capture_batches:]
+    def spy_move(policy_update: bool) -> bool:
+        for part, seen in signals.items():
+            recent = seen[-capture_batches:]
             expected[part] = {
                 name: after_rigl(layer, torch.stack([signal[name] for signal in recent]).sum(0), 0.3)
                 for name, layer in sparse_layers(getattr(model, part)).items()
+                if len(recent) == capture_batches
             }
-        move(policy_update)
+        return move(policy_update)
 
-    monkeypatch.setattr(model, "_update_critics", spy_critics)
-    monkeypatch.setattr(model, "_update_actor", spy_actor)
+    monkeypatch.setattr(model, "_make_update", lambda batch_size: Spy(model, make(batch_size), signals))
     monkeypatch.setattr(model, "_move_connections", spy_move)
     for change in range(1, 4):
         while model.changes < change:
@@ -268,7 +286,8 @@ def test_actor_update_leaves_the_critic_alone() -> None:
     before = copy.deepcopy(model.critic.state_dict())
     for parameter in model.critic.parameters():
         parameter.grad = None
-    model._update_actor(torch.randn(16, 3))
+    model._update.draw()
+    model._update.actor()
     assert all(parameter.grad is None for parameter in model.critic.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.critic.state_dict().items())
     assert [p for p in model.critic.parameters() if not p.requires_grad] == [frozen]

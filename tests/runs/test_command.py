@@ -237,10 +237,11 @@ HEAVY = {"torch", "numba", "stable_baselines3", "gymnasium", "mujoco", "avalanch
     [
         (["--help"], set()),
         (["train", "--help"], set()),
+        (["bench", "--help"], set()),
         (["list", "envs"], {"gymnasium"}),
         (["list", "topologies"], {"torch", "numba"}),
     ],
-    ids=["help", "train help", "list envs", "list topologies"],
+    ids=["help", "train help", "bench help", "list envs", "list topologies"],
 )
 def test_imports_no_more_than_it_needs(arguments: list[str], allowed: set[str]) -> None:
     done = subprocess.run(

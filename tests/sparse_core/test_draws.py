@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparse_core.draws import generators, largest, sample_distinct, sample_outside
+from sparse_core.draws import among, generators, largest, sample_distinct, sample_outside
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -27,6 +27,12 @@ def test_distinct_ascending_in_range(population: int, share: float, seed: int) -
     assert drawn.numel() == count
     assert all(0 <= number < population for number in drawn.tolist())
     assert torch.equal(drawn, sample_distinct(population, count, seeded(seed)))
+
+
+@given(wanted=st.lists(st.integers(-3, 20)), others=st.sets(st.integers(0, 17)))
+def test_among_is_isin(wanted: list[int], others: set[int]) -> None:
+    one, other = torch.tensor(wanted, dtype=torch.int64), torch.tensor(sorted(others), dtype=torch.int64)
+    assert torch.equal(among(one, other), torch.isin(one, other))
 
 
 # Six numbers: 15 pairs, and 15 sets of four, which are drawn as complements. 40 is the 0.0003 tail of 14 degrees.

@@ -277,7 +277,7 @@ def run(code: str, **environment: str) -> str:
 GUARDED = """
 import ctypes, mmap, sys
 import numpy as np, torch
-from sparse_core import Topology, fused, kernels
+from sparse_core import Topology, fused, kernels, passes
 
 PAGE, libc = mmap.PAGESIZE, ctypes.CDLL(None, use_errno=True)
 
@@ -311,6 +311,16 @@ for dtype in (np.float32, np.float64):
                 kernels.backward_inputs(x, y, t_pointer, t_column, order, values, np.empty((0, 0), dtype))
                 kernels.backward_inputs(x, y, t_pointer, t_column, order, values, guarded(x, at_end))
                 kernels.backward_values(values, y, x, pointer, column)
+                dx, dbias = guarded(x, at_end), guarded(bias, at_end)
+                transposed = [t_pointer, guarded(t_column.astype(np.uint16), at_end), order]
+                arrays = [pointer, column, values, bias, None, None, *transposed, x, y, dx, y, None, values]
+                row = [rows, columns, nnz, *(0 if array is None else array.ctypes.data for array in [*arrays, dbias])]
+                row[passes.BIASES], row[passes.RELU], row[passes.GATED] = rows, 1, 1
+                layers = guarded(np.array([[row]]), at_end)
+                for parts in (1, 2, 3):
+                    passes.forward_threaded(layers, batch, parts, dtype(0))
+                    passes.backward_threaded(layers, batch, 0, columns, parts, dtype(0), np.uint16(0))
+                    passes.gradients_threaded(layers, batch, parts, dtype(0))
         for count in (1, 7, 8, 15, 16, 17, 33):
             arrays = [guarded(np.ones(count, dtype), at_end) for _ in range(4)]
             torch_dtype = torch.from_numpy(arrays[0]).dtype
@@ -318,6 +328,13 @@ for dtype in (np.float32, np.float64):
             for ages in (np.ones(count, np.int32), np.full(count, 10**6, np.int32), np.ones(1, np.int32)):
                 fused.adam(*arrays, guarded(ages, at_end), *tables, 0.1, 0.5, 0.999, 1e-8)
             fused.polyak(*arrays[:2], 0.1)
+            pairs = guarded(np.array([[arrays[0].ctypes.data, arrays[1].ctypes.data, count]] * 2), at_end)
+            state = [*(array.ctypes.data for array in [*arrays, ages]), count, 1]
+            states = guarded(np.array([state] * 2), at_end)
+            settings = guarded(np.array([0.1, 0.5, 0.999, 1e-8, 0]), at_end)
+            for threads in (1, 3):
+                passes.polyak_threaded(pairs, 0.1, dtype(0), 2 * count, threads)
+                passes.adam_threaded(states, *tables, settings, False, 2 * count, threads)
 print("inside")
 """
 

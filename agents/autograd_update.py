@@ -1,0 +1,82 @@
+"""One gradient step of TD3 through torch's autograd: for any policy, optimizer and device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.common.utils import polyak_update
+from torch import Tensor, nn
+
+
+class AutogradUpdate:
+    """Critics, actor and targets of a `SparseTD3`, one batch at a time."""
+
+    def __init__(self, model: Any, batch_size: int) -> None:
+        self._model, self.batch_size = model, batch_size
+        self._batch: ReplayBufferSamples | None = None
+
+    def is_current(self) -> bool:
+        """Nothing is remembered from one batch to the next."""
+        return True
+
+    def draw(self) -> None:
+        """Draw a batch."""
+        self._model.policy.set_training_mode(True)
+        self._batch = self._model.replay_buffer.sample(self.batch_size, env=self._model._vec_normalize_env)
+
+    def critics(self) -> Tensor:
+        """Update the critics on the batch; returns the loss."""
+        model, batch = self._model, self._batch
+        assert batch is not None
+        with torch.no_grad():
+            noise = torch.randn_like(batch.actions).mul_(model.target_policy_noise)
+            noise = noise.clamp_(-model.target_noise_clip, model.target_noise_clip)
+            next_actions = (model.actor_target(batch.next_observations) + noise).clamp_(-1, 1)
+            next_values = torch.cat(model.critic_target(batch.next_observations, next_actions), dim=1)
+            discounts = model.gamma if batch.discounts is None else batch.discounts
+            targets = batch.rewards + (1 - batch.dones) * discounts * next_values.amin(dim=1, keepdim=True)
+        values = model.critic(batch.observations, batch.actions)
+        loss = torch.stack([F.mse_loss(value, targets) for value in values]).sum()
+        model.critic.optimizer.zero_grad()
+        loss.backward()
+        model.critic.optimizer.step()
+        return loss.detach()
+
+    def actor(self) -> Tensor:
+        """Update the actor on the batch the critics have just had; returns the loss."""
+        model, batch = self._model, self._batch
+        assert batch is not None
+        # The critic only passes the gradient on here: it neither learns nor grows from the actor's loss.
+        with model.critic_sparsifier.paused(), _constant(model.critic.q_networks[0]):
+            loss = -model.critic.q1_forward(batch.observations, model.actor(batch.observations)).mean()
+            model.actor.optimizer.zero_grad()
+            loss.backward()
+        model.actor.optimizer.step()
+        return loss.detach()
+
+    def targets(self) -> None:
+        """Move the targets by one step of Polyak averaging."""
+        model = self._model
+        with torch.no_grad():
+            for online, target in ((model.critic, model.critic_target), (model.actor, model.actor_target)):
+                torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), model.tau)
+        polyak_update(model.critic_batch_norm_stats, model.critic_batch_norm_stats_target, 1.0)
+        polyak_update(model.actor_batch_norm_stats, model.actor_batch_norm_stats_target, 1.0)
+
+
+@contextmanager
+def _constant(module: nn.Module) -> Iterator[None]:
+    """Within this block gradients pass through the module but its parameters take none."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

@@ -1,0 +1,227 @@
+"""Compiled passes over whole networks: several layers, and several alike networks, in one parallel region.
+
+A layer is a row of addresses and sizes (the constants below), so that one compiled function serves any depth and
+any number of networks; `sparse_core.networks` fills the rows and keeps what they point to alive. The batch is cut
+into slices that never wait for each other from the first layer to the last.
+
+As `kernels`: importing this file imports Numba, whose cache knows this file's date only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray, njit, prange  # type: ignore[attr-defined]
+
+from sparse_core.fused import adam_block, polyak_block
+from sparse_core.kernels import backward_inputs_block, backward_values_block, forward_block, row_boundary
+from sparse_core.vectors import VECTOR_BYTES, pointer, vector_sum
+
+# One layer: a row of int64. An address of 0 with a size of 0 stands for "none".
+(
+    OUT, IN, NNZ, POINTER, COLUMNS, VALUES, BIAS, BIASES, RELU, TRANSPOSE_POINTER, TRANSPOSE_COLUMNS, TRANSPOSE_ORDER,
+    X, Y, DX, DY, GATED, DVALUES, DBIAS,
+) = range(19)  # fmt: skip
+FIELDS = 19
+
+# One tensor that an optimizer updates.
+VALUE, GRADIENT, FIRST, SECOND, AGES, ENTRIES, ENTRY_AGES = range(7)
+STATE_FIELDS = 7
+
+# One tensor and the one that follows it.
+TARGET, SOURCE, LENGTH = range(3)
+
+serial = njit(cache=True, nogil=True, error_model="numpy")
+threaded = njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+
+
+@serial
+def vector_at(address: Any, length: Any, like: Any) -> Any:
+    """The 1-D array that begins there."""
+    return carray(pointer(address, like), (length,))  # type: ignore[call-arg]  # Numba gives the first argument
+
+
+@serial
+def matrix_at(address: Any, rows: Any, columns: Any, like: Any) -> Any:
+    """The 2-D array that begins there."""
+    return carray(pointer(address, like), (rows, columns))  # type: ignore[call-arg]
+
+
+@serial
+def slice_boundary(batch: Any, number: Any, slices: Any, like: Any) -> Any:
+    """First batch entry of a slice: whole vectors, as even as can be."""
+    lanes = VECTOR_BYTES // vector_at(0, 0, like).itemsize
+    vectors = (batch + lanes - 1) // lanes
+    return min(batch, vectors * number // slices * lanes)
+
+
+@serial
+def forward_slice(layers: Any, batch: Any, start: Any, stop: Any, like: Any) -> None:
+    """Batch entries start … stop-1 of one network, from its first layer to its last."""
+    for number in range(layers.shape[0]):
+        row = layers[number]
+        forward_block(
+            matrix_at(row[Y], row[OUT], batch, like), matrix_at(row[X], row[IN], batch, like),
+            vector_at(row[POINTER], row[OUT] + 1, np.int64(0)), vector_at(row[COLUMNS], row[NNZ], np.int32(0)),
+            vector_at(row[VALUES], row[NNZ], like), vector_at(row[BIAS], row[BIASES], like), row[RELU] != 0,
+            0, row[OUT], start, stop,
+        )  # fmt: skip
+
+
+@serial
+def backward_slice(
+    layers: Any, batch: Any, first_input: Any, last_input: Any, start: Any, stop: Any, like: Any, index: Any
+) -> None:
+    """Gradients of these batch entries, from the last layer's outputs down to the first layer's given inputs."""
+    for number in range(layers.shape[0] - 1, -1, -1):
+        row = layers[number]
+        begin, end = (first_input, last_input) if number == 0 else (0, row[IN])
+        gated = row[IN] if row[GATED] else 0
+        backward_inputs_block(
+            matrix_at(row[DX], row[IN], batch, like), matrix_at(row[DY], row[OUT], batch, like),
+            vector_at(row[TRANSPOSE_POINTER], row[IN] + 1, np.int64(0)),
+            vector_at(row[TRANSPOSE_COLUMNS], row[NNZ], index), vector_at(row[TRANSPOSE_ORDER], row[NNZ], np.int32(0)),
+            vector_at(row[VALUES], row[NNZ], like), matrix_at(row[X], gated, batch, like), begin, end, start, stop,
+        )  # fmt: skip
+
+
+@serial
+def gradient_part(layers: Any, batch: Any, part: Any, parts: Any, like: Any) -> None:
+    """Gradients of one part of every layer's values and biases."""
+    for number in range(layers.shape[0]):
+        row = layers[number]
+        row_pointer = vector_at(row[POINTER], row[OUT] + 1, np.int64(0))
+        first, last = row_boundary(row_pointer, part, parts), row_boundary(row_pointer, part + 1, parts)
+        dy = matrix_at(row[DY], row[OUT], batch, like)
+        backward_values_block(
+            vector_at(row[DVALUES], row[NNZ], like), dy, matrix_at(row[X], row[IN], batch, like), row_pointer,
+            vector_at(row[COLUMNS], row[NNZ], np.int32(0)), first, last,
+        )  # fmt: skip
+        if row[BIASES]:
+            dbias = vector_at(row[DBIAS], row[OUT], like)
+            for output in range(first, last):
+                dbias[output] = vector_sum(row[DY] + output * batch * dy.itemsize, batch, like)  # type: ignore[call-arg]
+
+
+@serial
+def forward_serial(layers: Any, batch: Any, like: Any) -> None:
+    """Forward pass of the networks layers[0], layers[1], … (networks, depth, FIELDS) in one thread."""
+    for network in range(layers.shape[0]):
+        forward_slice(layers[network], batch, 0, batch, like)
+
+
+@threaded
+def forward_threaded(layers: Any, batch: Any, slices: Any, like: Any) -> None:
+    """`forward_serial` with every network's batch in `slices`."""
+    for task in prange(layers.shape[0] * slices):
+        part = task % slices
+        start = slice_boundary(batch, part, slices, like)
+        stop = slice_boundary(batch, part + 1, slices, like)
+        forward_slice(layers[task // slices], batch, start, stop, like)
+
+
+@serial
+def backward_serial(layers: Any, batch: Any, first_input: Any, last_input: Any, like: Any, index: Any) -> None:
+    """Gradients of all activations, and of inputs first_input … last_input-1, in one thread."""
+    for network in range(layers.shape[0]):
+        backward_slice(layers[network], batch, first_input, last_input, 0, batch, like, index)
+
+
+@threaded
+def backward_threaded(
+    layers: Any, batch: Any, first_input: Any, last_input: Any, slices: Any, like: Any, index: Any
+) -> None:
+    """`backward_serial` with every network's batch in `slices`."""
+    for task in prange(layers.shape[0] * slices):
+        part = task % slices
+        start = slice_boundary(batch, part, slices, like)
+        stop = slice_boundary(batch, part + 1, slices, like)
+        backward_slice(layers[task // slices], batch, first_input, last_input, start, stop, like, index)
+
+
+@serial
+def gradients_serial(layers: Any, batch: Any, like: Any) -> None:
+    """Gradients of all values and biases, in one thread."""
+    for network in range(layers.shape[0]):
+        gradient_part(layers[network], batch, 0, 1, like)
+
+
+@threaded
+def gradients_threaded(layers: Any, batch: Any, parts: Any, like: Any) -> None:
+    """`gradients_serial` with every layer's rows in `parts`: each sum over the batch stays whole."""
+    for task in prange(layers.shape[0] * parts):
+        gradient_part(layers[task // parts], batch, task % parts, parts, like)
+
+
+@serial
+def share_of(done: Any, length: Any, total: Any, part: Any, parts: Any) -> Any:
+    """Where part `part` of `parts` of all entries begins within a tensor that `done` entries precede."""
+    return min(max(total * part // parts - done, 0), length)
+
+
+@serial
+def adam_part(
+    tensors: Any, corrections1: Any, corrections2: Any, settings: Any, decoupled: Any, total: Any, part: Any, parts: Any
+) -> None:
+    """One step of Adam for one part of all entries; `settings`: lr, β₁, β₂, eps, decay."""
+    done = 0
+    like = corrections1.dtype.type(0)
+    for number in range(tensors.shape[0]):
+        row = tensors[number]
+        count = row[ENTRIES]
+        adam_block(
+            vector_at(row[VALUE], count, like), vector_at(row[GRADIENT], count, like),
+            vector_at(row[FIRST], count, like), vector_at(row[SECOND], count, like),
+            vector_at(row[AGES], row[ENTRY_AGES], np.int32(0)), corrections1, corrections2,
+            settings[0], settings[1], settings[2], settings[3], settings[4], decoupled,
+            share_of(done, count, total, part, parts), share_of(done, count, total, part + 1, parts),
+        )  # fmt: skip
+        done += count
+
+
+@serial
+def grow_older(tensors: Any) -> None:
+    """Count the step for tensors whose entries share one age."""
+    for number in range(tensors.shape[0]):
+        row = tensors[number]
+        if row[ENTRY_AGES] != row[ENTRIES]:
+            vector_at(row[AGES], 1, np.int32(0))[0] += 1
+
+
+@serial
+def adam_serial(tensors: Any, corrections1: Any, corrections2: Any, settings: Any, decoupled: Any, total: Any) -> None:
+    """One step of Adam for all tensors (rows of STATE_FIELDS) in one thread."""
+    adam_part(tensors, corrections1, corrections2, settings, decoupled, total, 0, 1)
+    grow_older(tensors)
+
+
+@threaded
+def adam_threaded(
+    tensors: Any, corrections1: Any, corrections2: Any, settings: Any, decoupled: Any, total: Any, threads: Any
+) -> None:
+    """`adam_serial` on `threads` threads."""
+    for task in prange(threads):
+        adam_part(tensors, corrections1, corrections2, settings, decoupled, total, task, threads)
+    grow_older(tensors)
+
+
+@serial
+def polyak_part(pairs: Any, tau: Any, like: Any, total: Any, part: Any, parts: Any) -> None:
+    """Target = (1 - τ) target + τ source for one part of all entries."""
+    done = 0
+    for number in range(pairs.shape[0]):
+        row = pairs[number]
+        length = row[LENGTH]
+        polyak_block(
+            vector_at(row[TARGET], length, like), vector_at(row[SOURCE], length, like), tau,
+            share_of(done, length, total, part, parts), share_of(done, length, total, part + 1, parts),
+        )  # fmt: skip
+        done += length
+
+
+@threaded
+def polyak_threaded(pairs: Any, tau: Any, like: Any, total: Any, threads: Any) -> None:
+    """`polyak_part` for all pairs (rows of TARGET, SOURCE, LENGTH), on `threads` threads."""
+    for task in prange(threads):
+        polyak_part(pairs, tau, like, total, task, threads)

@@ -1,0 +1,241 @@
+"""Hand-written passes against autograd, and compiled optimizers against their torch forms."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from sparse_core import Adam, Rewiring, SparseLinear, Topology
+from sparse_core.fused_networks import FusedNetworks, fusible
+from sparse_core.fused_optimizer import FusedAdam, FusedPolyak
+
+KINDS = ("csr", "gemm", "dense")
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def network(sizes: list[int], kinds: list[str], dtype: torch.dtype, seed: int) -> nn.Sequential:
+    """A perceptron whose layers are of these kinds, with a number of connections that the seed decides."""
+    modules: list[nn.Module] = []
+    for number, (kind, fan_in, fan_out) in enumerate(zip(kinds, sizes[:-1], sizes[1:], strict=True)):
+        generator = seeded(seed + number)
+        if kind == "dense":
+            layer: nn.Module = nn.Linear(fan_in, fan_out, dtype=dtype)
+            with torch.no_grad():
+                for parameter in layer.parameters():
+                    parameter.normal_(generator=generator)
+        else:
+            nnz = int(torch.randint(fan_in * fan_out + 1, (1,), generator=generator))
+            topology = Topology.random((fan_out, fan_in), nnz, generator)
+            layer = SparseLinear(fan_in, fan_out, topology=topology, backend=kind, dtype=dtype, generator=generator)
+        modules += [layer, nn.ReLU()]
+    return nn.Sequential(*modules[:-1])
+
+
+def assert_like_autograd(networks: list[nn.Sequential], fused: FusedNetworks, tolerance: float) -> None:
+    """Outputs, input gradients and parameter gradients, for output gradients that are drawn."""
+    drawn = torch.randn(fused.output_gradients.shape, dtype=fused.inputs.dtype, generator=seeded(5))
+    features = fused.inputs.shape[0]
+    with torch.no_grad():
+        fused.forward()
+        fused.output_gradients.copy_(drawn)
+        fused.backward((0, features))
+        fused.gradients()
+    gradients = {id(parameter): gradient for parameter, gradient in fused.parameters()}
+    for number, one in enumerate(networks):
+        inputs = fused.inputs.T.clone().requires_grad_()
+        outputs = one(inputs)
+        expected = torch.autograd.grad(outputs, [inputs, *one.parameters()], drawn[number].T)
+        got = [fused.input_gradients[number].T, *(gradients[id(parameter)] for parameter in one.parameters())]
+        for actual, wanted in zip([fused.outputs[number].T, *got], [outputs.detach(), *expected], strict=True):
+            scale = max(1.0, float(wanted.abs().max()) if wanted.numel() else 1.0)
+            torch.testing.assert_close(actual, wanted, rtol=0, atol=tolerance * scale)
+
+
+def test_two_layers_one_can_check_by_hand() -> None:
+    # h0 = relu(2 x0), h1 = relu(x0 - x1), y = h0 + 3 h1, for the batch (1, 2) and (-1, -4)
+    first = SparseLinear(2, 2, topology=Topology.from_mask(torch.tensor([[1, 0], [1, 1]])), backend="csr")
+    second = SparseLinear(2, 1, topology=Topology.full((1, 2)), backend="csr")
+    with torch.no_grad():
+        first.values.copy_(torch.tensor([2.0, 1.0, -1.0]))
+        second.values.copy_(torch.tensor([1.0, 3.0]))
+        for layer in (first, second):
+            layer.bias.zero_()
+    fused = FusedNetworks([nn.Sequential(first, nn.ReLU(), second)], torch.tensor([[1.0, -1.0], [2.0, -4.0]]))
+    fused.forward()
+    assert fused.outputs.tolist() == [[[2.0, 9.0]]]
+    fused.output_gradients.copy_(torch.tensor([[[1.0, 10.0]]]))
+    fused.backward((0, 2))
+    fused.gradients()
+    assert fused.input_gradients.tolist() == [[[2.0, 30.0], [0.0, -30.0]]]
+    assert [gradient.tolist() for _, gradient in fused.parameters()] == [[1, -30, -120], [1, 30], [2, 30], [11]]
+
+
+@settings(max_examples=60)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=2, max_size=5), together=st.integers(1, 3),
+    batch=st.sampled_from([1, 3, 16, 17, 100, 130, 256]), seed=st.integers(0, 99),
+    kinds=st.lists(st.sampled_from(KINDS), min_size=4, max_size=4),
+)  # fmt: skip
+def test_passes_are_autograds(
+    dtype: torch.dtype, sizes: list[int], together: int, batch: int, kinds: list[str], seed: int
+) -> None:
+    networks = [network(sizes, kinds[: len(sizes) - 1], dtype, seed + 10 * i) for i in range(together)]
+    assert fusible(*networks)
+    inputs = torch.randn(sizes[0], batch, dtype=dtype, generator=seeded(seed))
+    fused = FusedNetworks(networks, inputs)
+    assert_like_autograd(networks, fused, TOLERANCE[dtype])
+    assert_like_autograd(networks[:1], fused.first(), TOLERANCE[dtype])
+
+
+def test_some_input_gradients() -> None:
+    one = network([9, 12, 1], ["csr", "csr"], torch.float64, 0)
+    fused = FusedNetworks([one], torch.randn(9, 20, dtype=torch.float64))
+    fused.forward()
+    fused.output_gradients.fill_(1)
+    fused.backward((0, 9))
+    expected = fused.input_gradients.clone()
+    fused.input_gradients.fill_(torch.nan)
+    fused.backward((5, 8))
+    assert torch.equal(fused.input_gradients[0, 5:8], expected[0, 5:8])
+    assert fused.input_gradients[0, [0, 1, 2, 3, 4, 8]].isnan().all()
+
+
+@pytest.mark.parametrize("batch", [100, 256])
+def test_results_do_not_depend_on_the_threads(batch: int) -> None:
+    # Wide enough that work is shared out.
+    networks = [network([40, 300, 300, 1], ["csr"] * 3, torch.float32, seed) for seed in (0, 50)]
+    inputs = torch.randn(40, batch, generator=seeded(1))
+    results = []
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        fused = FusedNetworks(networks, inputs)
+        for alone in (fused, fused.first()):
+            alone.forward()
+            alone.output_gradients.fill_(0.5)
+            alone.backward((0, 40))
+            alone.gradients()
+            found = [alone.outputs, alone.input_gradients, *(gradient for _, gradient in alone.parameters())]
+            results.append([tensor.clone() for tensor in found])
+    torch.set_num_threads(before)
+    for one, two in zip(results[0] + results[1], results[2] + results[3], strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("kind", ["csr", "gemm"])
+def test_moved_connections_are_followed_in_place(kind: str) -> None:
+    one = network([8, 10, 1], [kind, kind], torch.float64, 3)
+    layer: Any = one[0]
+    fused = FusedNetworks([one], torch.randn(8, 20, dtype=torch.float64))
+    assert_like_autograd([one], fused, 1e-12)
+    absent = torch.arange(80)[~torch.isin(torch.arange(80), layer.positions)]
+    layer.rewire(Rewiring.of(layer.shape, layer.positions.clone(), torch.arange(3), absent[:3]), fill=0.7)
+    assert_like_autograd([one], fused, 1e-12)
+
+
+def test_growth_signals_are_kept() -> None:
+    from sparse_core.signals import Capture
+
+    one = network([8, 10, 1], ["csr", "csr"], torch.float64, 3)
+    fused = FusedNetworks([one], torch.randn(8, 20, dtype=torch.float64))
+    one[0].capture = Capture(1)
+    assert_like_autograd([one], fused, 1e-12)  # which goes through the modules, too
+    (_, x, dy), (_, module_x, module_dy) = one[0].capture.state()
+    torch.testing.assert_close((x, dy), (module_x, module_dy), rtol=0, atol=1e-12)
+
+
+REFUSED: dict[str, Callable[[], list[nn.Module]]] = {
+    "other activation": lambda: [nn.Sequential(nn.Linear(2, 3), nn.ELU(), nn.Linear(3, 1))],
+    "no bias": lambda: [nn.Sequential(nn.Linear(2, 3, bias=False), nn.ReLU(), nn.Linear(3, 1))],
+    "two activations": lambda: [nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.ReLU(), nn.Linear(3, 1))],
+    "not a sequence": lambda: [nn.Linear(2, 3)],
+    "half precision": lambda: [nn.Sequential(nn.Linear(2, 3)).to(torch.float16)],
+    "not trained": lambda: [nn.Sequential(nn.Linear(2, 3)).requires_grad_(False)],
+    "different widths": lambda: [nn.Sequential(nn.Linear(2, 3)), nn.Sequential(nn.Linear(2, 4))],
+    "different depths": lambda: [nn.Sequential(nn.Linear(2, 3)), nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.ReLU())],
+    "different kinds": lambda: [network([2, 3], [kind], torch.float32, 0) for kind in ("csr", "gemm")],
+    "other backend": lambda: [nn.Sequential(SparseLinear(4, 3, sparsity=0.5, backend="rows"))],
+    "frozen": lambda: [frozen()],
+    "transposed weight": lambda: [transposed()],
+}
+
+
+def frozen() -> nn.Module:
+    layer = SparseLinear(4, 3, sparsity=0.5, backend="csr")
+    layer.freeze(layer.positions[:1])
+    return nn.Sequential(layer)
+
+
+def transposed() -> nn.Module:
+    linear = nn.Linear(3, 3)
+    linear.weight = nn.Parameter(linear.weight.detach().T)
+    return nn.Sequential(linear)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_other_networks_are_refused(case: str) -> None:
+    assert not fusible(*REFUSED[case]())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_fused_adam_is_adam(dtype: torch.dtype, decoupled: bool, threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+
+    def start() -> tuple[list[Tensor], Adam]:
+        generator = seeded(0)
+        tensors = [torch.randn(size, dtype=dtype, generator=generator) for size in (1, 7, 40_000, 30_011)]
+        tensors = [tensor.requires_grad_() for tensor in tensors]
+        optimizer = Adam(tensors, lr=0.01, weight_decay=0.1, decoupled=decoupled)
+        ages = torch.randint(5, (40_000,), generator=generator, dtype=torch.int32)
+        optimizer.state_of(tensors[2])["age"] = ages
+        return tensors, optimizer
+
+    (plain, reference), (fast, optimizer) = start(), start()
+    gradients = [torch.empty_like(tensor) for tensor in fast]
+    fused = FusedAdam(optimizer, list(zip(fast, gradients, strict=True)))
+    draws = seeded(1)
+    for step in range(6):
+        for group in (*reference.param_groups, *optimizer.param_groups):
+            group["lr"] = 0.01 / (1 + step)  # as a schedule would
+        for tensor, gradient in zip(plain, gradients, strict=True):
+            gradient.normal_(generator=draws)
+            tensor.grad = gradient.clone()
+        reference.step()
+        fused.step()
+    torch.set_num_threads(before)
+    for tensor, other in zip(plain, fast, strict=True):
+        torch.testing.assert_close(other, tensor, rtol=0, atol=TOLERANCE[dtype])
+        for name, state in reference.state[tensor].items():
+            torch.testing.assert_close(optimizer.state[other][name], state, rtol=0, atol=TOLERANCE[dtype])
+
+
+def test_state_of_another_parameter_is_refused() -> None:
+    parameter = torch.zeros(4, requires_grad=True)
+    optimizer = Adam([parameter])
+    optimizer.state_of(parameter)["exp_avg"] = torch.zeros(3)
+    with pytest.raises(ValueError, match="not that of a parameter with 4 entries"):
+        FusedAdam(optimizer, [(parameter, torch.zeros(4))])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_fused_polyak(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    targets = [torch.tensor([1.0, 2.0]), torch.arange(70_000.0), torch.empty(0)]
+    sources = [torch.tensor([3.0, -2.0]), torch.ones(70_000), torch.empty(0)]
+    FusedPolyak(list(zip(targets, sources, strict=True))).step(0.25)
+    torch.set_num_threads(before)
+    assert targets[0].tolist() == [1.5, 1.0]
+    assert torch.equal(targets[1], 0.75 * torch.arange(70_000.0) + 0.25)
