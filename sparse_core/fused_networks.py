@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sparse_core import passes
 from sparse_core.csr import DTYPES, unsigned
+from sparse_core.dense_product import multiply
 from sparse_core.kernels import threads_for
 from sparse_core.layers import SparseLinear
 from sparse_core.topology import Topology
@@ -305,7 +306,8 @@ class TorchLayers:
     def forward(self) -> None:
         """Products, biases and ReLU of every network in turn."""
         for step, weight in zip(self._steps, self._weights, strict=True):
-            torch.addmm(step.bias.unsqueeze(1), weight.filled(), step.x, out=step.y)
+            product = multiply(weight.filled(), step.x, step.y)
+            torch.add(product, step.bias.unsqueeze(1), out=step.y)
             if step.relu:
                 step.y.relu_()
 
@@ -313,8 +315,8 @@ class TorchLayers:
         """Products with the transposes, and ReLU's gate."""
         for step, weight in zip(self._steps, self._weights, strict=True):
             if step.gated:
-                torch.mm(weight.dense.T, step.dy, out=step.dx)
-                torch.ops.aten.threshold_backward.grad_input(step.dx, step.x, 0, grad_input=step.dx)
+                product = multiply(weight.dense.T, step.dy, step.dx)
+                torch.ops.aten.threshold_backward.grad_input(product, step.x, 0, grad_input=step.dx)
             elif last > first:
                 torch.mm(weight.dense[:, first:last].T, step.dy, out=step.dx[first:last])
 
@@ -349,7 +351,9 @@ class DenseWeight:
     def differentiate(self, step: Step) -> None:
         """The weights' gradient dY Xᵀ, at the connections only."""
         if self._scattered:
-            torch.mm(step.dy, step.x.T, out=self._gradient)
-            torch.index_select(self._gradient.view(-1), 0, self._positions, out=step.weight_gradient)
+            product = multiply(step.dy, step.x.T, self._gradient)
+            torch.index_select(product.view(-1), 0, self._positions, out=step.weight_gradient)
         else:
-            torch.mm(step.dy, step.x.T, out=step.weight_gradient)
+            product = multiply(step.dy, step.x.T, step.weight_gradient)
+            if product is not step.weight_gradient:
+                step.weight_gradient.copy_(product)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from sparse_core.dense_product import linear, multiply
 from sparse_core.signals import Capture
 
 
@@ -42,7 +42,7 @@ class GemmLinear(torch.autograd.Function):
         weight = weight.view(shape)
         ctx.save_for_backward(inputs, weight, positions)
         ctx.capture = capture
-        return F.linear(inputs, weight, bias)
+        return linear(inputs, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -55,7 +55,7 @@ class GemmLinear(torch.autograd.Function):
         if ctx.capture is not None:
             ctx.capture.add(flat_inputs, flat_gradient)
         wants_inputs, wants_values, wants_bias = ctx.needs_input_grad[:3]
-        d_inputs = (gradient @ weight).to(inputs.dtype) if wants_inputs else None
-        d_values = (flat_gradient.T @ flat_inputs).flatten()[positions] if wants_values else None
+        d_inputs = multiply(flat_gradient, weight).view(inputs.shape).to(inputs.dtype) if wants_inputs else None
+        d_values = multiply(flat_gradient.T, flat_inputs).flatten()[positions] if wants_values else None
         d_bias = flat_gradient.sum(0) if wants_bias else None
         return d_inputs, d_values, d_bias, None, None, None, None, None

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from sparse_core import csr
+from sparse_core.dense_product import multiply
 
 Pass = Callable[[], tuple[Tensor, Tensor, Tensor]]
-"""Outputs, input gradient and value gradient, in arrays that the next call fills again."""
+"""Outputs, input gradient and value gradient, in arrays that the next call may fill again."""
 Trial = Callable[[Any, Tensor, Tensor], Pass]
 """A SparseLinear, x (in_features, batch) and dy (out_features, batch) -> a pass that can be repeated."""
 
@@ -25,11 +26,9 @@ def gemm_pass(layer: Any, x: Tensor, dy: Tensor) -> Pass:
 
     def run() -> tuple[Tensor, Tensor, Tensor]:
         weight.view(-1).index_copy_(0, positions, values)
-        torch.mm(weight, x, out=y)
-        torch.mm(weight.T, dy, out=dx)
-        torch.mm(dy, x.T, out=gradient)
-        torch.index_select(gradient.view(-1), 0, positions, out=dvalues)
-        return y, dx, dvalues
+        outputs, inputs = multiply(weight, x, y), multiply(weight.T, dy, dx)
+        torch.index_select(multiply(dy, x.T, gradient).view(-1), 0, positions, out=dvalues)
+        return outputs, inputs, dvalues
 
     return run
 
