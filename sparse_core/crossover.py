@@ -15,12 +15,12 @@ from sparse_core import csr
 from sparse_core.backends import BACKENDS, Backend
 from sparse_core.layers import SparseLinear, sparse_layers
 from sparse_core.measurements import Measurements, Seconds
-from sparse_core.trials import TRIALS
 
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
 LARGEST_SCRATCH = 256 << 20  # bytes of dense weight up to which `gemm` is a candidate
+MEASURABLE = 1 << 16  # outputs that the passes which are timed can count
 BUDGET = 0.01  # seconds of repetitions that settle a layer, where one repetition does not take longer
 REPETITIONS = (7, 50)  # at least, at most
 PATIENCE = 1.0  # seconds after which even the least repetitions are not waited for
@@ -55,6 +55,8 @@ def candidates(layer: SparseLinear) -> list[str]:
     compiled = values.device.type == "cpu" and values.dtype in csr.DTYPES and _compiler_loads()
     if wide:
         return ["csr"] if compiled else ["rows"]
+    if layer.out_features > MEASURABLE:
+        return ["csr"] if compiled else ["gemm"]
     return ["gemm", "csr"] if compiled else ["gemm"]
 
 
@@ -77,7 +79,9 @@ def measure(layer: SparseLinear, batch_size: int, names: Sequence[str]) -> Secon
         torch.randn(features, batch_size, dtype=layer.values.dtype, generator=generator)
         for features in (layer.in_features, layer.out_features)
     )
-    passes = {name: TRIALS[name](layer, x, dy) for name in names}
+    from sparse_core.trials import training_pass  # brings Numba along
+
+    passes = {name: training_pass(layer, name, x, dy) for name in names}
     for run in passes.values():  # compiles, and brings everything into the caches
         run()
     times: dict[str, list[float]] = {name: [] for name in names}

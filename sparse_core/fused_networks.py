@@ -1,7 +1,7 @@
 """Alike networks (twin critics) computed together, forward and backward, without autograd and without allocating.
 
-Activations are feature-major (features, batch). Layers of the `csr` backend run in compiled passes over all of
-them at once (`passes`), dense layers and those of `gemm` as torch products into the same arrays.
+Activations are feature-major (features, batch). Compiled passes (`passes`) go through all layers of all networks at
+once: sparse ones by their connections, dense ones as matrices, those of `gemm` as matrices after scattering.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from itertools import groupby
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,14 +16,11 @@ from torch import Tensor, nn
 
 from sparse_core import passes
 from sparse_core.csr import DTYPES, unsigned
-from sparse_core.dense_product import multiply
 from sparse_core.kernels import threads_for
 from sparse_core.layers import SparseLinear
-from sparse_core.topology import Topology
 
 Linear = SparseLinear | nn.Linear
-
-SMALL = 1 << 13  # cells of a dense layer up to which the compiled pass beats the call of a torch product
+INDEX = np.uint16(0)  # the type of transposed columns that passes are compiled for
 
 
 def perceptron(network: nn.Module) -> tuple[list[Linear], bool] | None:
@@ -85,34 +80,67 @@ class Step:
     relu: bool
     gated: bool
     trained: bool
+    scratch: Scratch | None
     weights: Tensor = field(init=False)
     bias: Tensor = field(init=False)
     weight_gradient: Tensor = field(init=False)
     bias_gradient: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        # Aliases: they keep the storage alive whose address a compiled pass was given.
         assert self.layer.bias is not None
+        # Aliases: they keep the storage alive whose address a compiled pass was given.
         self.weights, self.bias = weights_of(self.layer).detach(), self.layer.bias.detach()
         self.weight_gradient = torch.empty_like(self.weights) if self.trained else self.weights[:0]
         self.bias_gradient = torch.empty_like(self.bias) if self.trained else self.bias[:0]
 
+    def row(self) -> tuple[list[int], list[Tensor]]:
+        """The layer as compiled passes take it, and all that it points to."""
+        weights, gradient, indices = self.weights, self.weight_gradient, list[Tensor]()
+        layer, dense = self.layer, True
+        if self.scratch is not None:
+            weights, gradient = self.scratch.weight, self.scratch.gradient
+        elif isinstance(layer, SparseLinear):
+            indices = [
+                layer.row_pointer, layer.columns, layer.transpose_pointer, layer.transpose_columns,
+                layer.transpose_order,
+            ]  # fmt: skip
+            dense = False
+            assert unsigned(layer.transpose_columns).dtype == INDEX.dtype
+        pointer, columns, *transpose = (index.data_ptr() for index in indices) if indices else (0,) * 5
+        arrays = [self.x, self.y, self.dx, self.dy, gradient, self.bias_gradient]
+        x, y, dx, dy, dvalues, dbias = (array.data_ptr() for array in arrays)
+        row = [0] * passes.FIELDS
+        for place, value in {
+            passes.OUT: layer.out_features, passes.IN: layer.in_features, passes.NNZ: 0 if dense else weights.numel(),
+            passes.POINTER: pointer, passes.COLUMNS: columns, passes.VALUES: weights.data_ptr(),
+            passes.BIAS: self.bias.data_ptr(), passes.RELU: self.relu, passes.GATED: self.gated, passes.DENSE: dense,
+            passes.TRANSPOSE_POINTER: transpose[0], passes.TRANSPOSE_COLUMNS: transpose[1],
+            passes.TRANSPOSE_ORDER: transpose[2],
+            passes.X: x, passes.Y: y, passes.DX: dx, passes.DY: dy, passes.DVALUES: dvalues, passes.DBIAS: dbias,
+        }.items():  # fmt: skip
+            row[place] = value
+        return row, [weights, self.bias, *arrays, *indices]
 
-class Stage(Protocol):
-    """Consecutive layers of all networks that are computed in one way."""
 
-    def forward(self) -> None:
-        """From x to y."""
+class Scratch:
+    """The weight of a `gemm` layer as a matrix, into which the values are scattered, and its gradient."""
 
-    def backward(self, first: int, last: int) -> None:
-        """From dy to dx; of the networks' own inputs only those from `first` up to `last`."""
+    def __init__(self, layer: SparseLinear) -> None:
+        self.weight = layer.values.new_zeros(layer.shape, requires_grad=False)
+        self.gradient = torch.empty_like(self.weight)
+        self._scattered: tuple[int, int] | None = None
 
-    def gradients(self) -> None:
-        """From x and dy to the gradients of weights and biases."""
+    def scatter(self, values: Tensor, positions: Tensor) -> None:
+        """Make the matrix of these values."""
+        now = positions.data_ptr(), positions._version
+        if self._scattered != now:  # connections have moved, or another network's were here before
+            self.weight.zero_()
+            self._scattered = now
+        self.weight.view(-1).index_copy_(0, positions, values)
 
-    def first(self) -> Stage:
-        """The same for the first network alone."""
-        ...
+    def gather(self, positions: Tensor, out: Tensor) -> None:
+        """The gradient at the connections."""
+        torch.index_select(self.gradient.view(-1), 0, positions, out=out)
 
 
 class FusedNetworks:
@@ -124,7 +152,7 @@ class FusedNetworks:
         trained: whether gradients will be asked for.
         like: other networks of this shape whose activations may be overwritten, instead of own ones.
 
-    Addresses are taken once: make a new one when a parameter or index has moved (`addresses`).
+    Addresses are taken once: make a new one when a parameter or index has moved (`Watch`).
     """
 
     def __init__(
@@ -132,52 +160,70 @@ class FusedNetworks:
     ) -> None:
         layers = [found[0] for network in networks if (found := perceptron(network))]
         self.inputs, self._activations = inputs, list[Tensor]()
-        count, batch = len(layers), inputs.shape[1]
+        count, self.batch = len(layers), inputs.shape[1]
         self.input_gradients = inputs.new_empty(count, *inputs.shape) if trained else inputs
         self.steps: list[list[Step]] = []  # by depth, then network
         x, dx = inputs.expand(count, -1, -1), self.input_gradients
         for number, column in enumerate(zip(*layers, strict=True)):
-            shape, relu = (count, column[0].out_features, batch), number < len(layers[0]) - 1
+            shape, relu = (count, column[0].out_features, self.batch), number < len(layers[0]) - 1
             y = x.new_empty(shape) if like is None else like._activations[number]
             dy = torch.empty_like(y) if trained else y
             self._activations.append(y)
             self.steps.append([
-                Step(layer, x[i], y[i], dx[i], dy[i], relu=relu, gated=number > 0, trained=trained)
+                Step(layer, x[i], y[i], dx[i], dy[i], relu, number > 0, trained, _scratch(layer, like, number, i))
                 for i, layer in enumerate(column)
             ])  # fmt: skip
             x, dx = y, dy
         self.outputs, self.output_gradients = x, dx
-        self._stages = self._staged()
+        self._bind()
 
-    def _staged(self) -> list[Stage]:
-        compiled = any(_kind(step.layer) == "csr" for column in self.steps for step in column)
+    def _bind(self) -> None:
+        """Write down where everything is."""
+        found = [[step.row() for step in network] for network in zip(*self.steps, strict=True)]
+        self._rows = np.array([[row for row, _ in network] for network in found], np.int64)
+        self._kept = [kept for network in found for _, kept in network]
+        self._like = np.zeros(1, self.inputs.numpy().dtype)[0]
+        self._scattered = [
+            (step.scratch, step, step.layer.positions)
+            for column in self.steps
+            for step in column
+            if step.scratch is not None and isinstance(step.layer, SparseLinear)
+        ]
+        dense = self._rows[:, :, passes.DENSE] * self._rows[:, :, passes.OUT] * self._rows[:, :, passes.IN]
+        self._work = self.batch * int(dense.sum() + self._rows[:, :, passes.NNZ].sum())
 
-        def is_compiled(column: list[Step]) -> bool:
-            kind = _kind(column[0].layer)
-            return kind == "csr" or (compiled and kind == "dense" and column[0].weights.numel() <= SMALL)
-
-        stages: list[Stage] = []
-        for together, columns in groupby(self.steps, is_compiled):
-            if together:
-                stages.append(CompiledLayers(list(columns)))
-            else:
-                stages.extend(TorchLayers(column) for column in columns)
-        return stages
+    def _slices(self) -> int:
+        """Into how many parts each network's work is cut; 0 for one thread alone."""
+        threads = threads_for(self._work)
+        return 0 if threads == 1 else -(-threads // len(self._rows))
 
     def forward(self) -> None:
         """Compute `outputs` from `inputs`."""
-        for stage in self._stages:
-            stage.forward()
+        for scratch, step, positions in self._scattered:
+            scratch.scatter(step.weights, positions)
+        slices = self._slices()
+        if slices:
+            passes.forward_threaded(self._rows, self.batch, slices, self._like)
+        else:
+            passes.forward_serial(self._rows, self.batch, self._like)
 
     def backward(self, inputs: tuple[int, int] = (0, 0)) -> None:
         """From `output_gradients`: every activation's gradient, and those of these inputs (first, last + 1)."""
-        for stage in reversed(self._stages):
-            stage.backward(*inputs)
+        slices = self._slices()
+        if slices:
+            passes.backward_threaded(self._rows, self.batch, *inputs, slices, self._like, INDEX)
+        else:
+            passes.backward_serial(self._rows, self.batch, *inputs, self._like, INDEX)
 
     def gradients(self) -> None:
         """After `backward`: gradients of all parameters, and what growth rules asked for."""
-        for stage in self._stages:
-            stage.gradients()
+        slices = self._slices()
+        if slices:
+            passes.gradients_threaded(self._rows, self.batch, slices, self._like)
+        else:
+            passes.gradients_serial(self._rows, self.batch, self._like)
+        for scratch, step, positions in self._scattered:
+            scratch.gather(positions, step.weight_gradient)
         for column in self.steps:
             for step in column:
                 if isinstance(step.layer, SparseLinear) and step.layer.capture is not None:
@@ -189,7 +235,7 @@ class FusedNetworks:
         alone.steps = [column[:1] for column in self.steps]
         alone.input_gradients, alone.outputs = self.input_gradients[:1], self.outputs[:1]
         alone.output_gradients = self.output_gradients[:1]
-        alone._stages = [stage.first() for stage in self._stages]
+        alone._bind()
         return alone
 
     def parameters(self) -> list[tuple[Tensor, Tensor]]:
@@ -200,6 +246,12 @@ class FusedNetworks:
                 assert step.layer.bias is not None
                 found += [(weights_of(step.layer), step.weight_gradient), (step.layer.bias, step.bias_gradient)]
         return found
+
+
+def _scratch(layer: Linear, like: FusedNetworks | None, number: int, index: int) -> Scratch | None:
+    if not isinstance(layer, SparseLinear) or layer.backend != "gemm":
+        return None
+    return Scratch(layer) if like is None else like.steps[number][index].scratch
 
 
 class Watch:
@@ -214,146 +266,3 @@ class Watch:
         """Where the parameters are; indices move with values, or when the backend changes."""
         parameters = [parameter for held in self._holders for parameter in held.values() if parameter is not None]
         return [*(parameter.data_ptr() for parameter in parameters), *(layer.backend for layer in self._layers)]
-
-
-class CompiledLayers:
-    """Layers that compiled passes compute, all networks and depths in one call each."""
-
-    def __init__(self, columns: list[list[Step]]) -> None:
-        first = columns[0][0]
-        self._batch = first.x.shape[1]
-        self._like = np.zeros(1, first.x.numpy().dtype)[0]
-        self._index = np.uint16(0)
-        self._kept: list[Tensor] = []
-        rows = [[self._row(step) for step in network] for network in zip(*columns, strict=True)]
-        self._rows = np.array(rows, np.int64)
-        self._first_is_input = not first.gated
-
-    def first(self) -> CompiledLayers:
-        """The same for the first network alone."""
-        alone = copy(self)
-        alone._rows = self._rows[:1]
-        return alone
-
-    def _row(self, step: Step) -> list[int]:
-        layer = step.layer
-        if isinstance(layer, SparseLinear):
-            indices = [layer.row_pointer, layer.columns]
-            transpose = [layer.transpose_pointer, layer.transpose_columns, layer.transpose_order]
-        else:
-            full = Topology.full((layer.out_features, layer.in_features))
-            pointer, columns, order = full.transpose.row_pointer, full.transpose.columns, full.transpose.permutation
-            indices = [full.row_pointer, full.columns]
-            transpose = [pointer, columns.to(torch.int16), order.to(torch.int32)]
-        tensors = [step.x, step.y, step.dx, step.dy, step.weight_gradient, step.bias_gradient]
-        assert unsigned(transpose[1]).dtype == self._index.dtype
-        self._kept += [step.weights, step.bias, *indices, *transpose, *tensors]
-        row = [0] * passes.FIELDS
-        row[passes.OUT], row[passes.IN], row[passes.NNZ] = layer.out_features, layer.in_features, step.weights.numel()
-        row[passes.POINTER], row[passes.COLUMNS] = (tensor.data_ptr() for tensor in indices)
-        row[passes.VALUES], row[passes.BIAS] = step.weights.data_ptr(), step.bias.data_ptr()
-        row[passes.BIASES], row[passes.RELU], row[passes.GATED] = layer.out_features, step.relu, step.gated
-        row[passes.TRANSPOSE_POINTER : passes.TRANSPOSE_ORDER + 1] = [tensor.data_ptr() for tensor in transpose]
-        row[passes.X], row[passes.Y], row[passes.DX], row[passes.DY], row[passes.DVALUES], row[passes.DBIAS] = (
-            tensor.data_ptr() for tensor in tensors
-        )
-        return row
-
-    def _slices(self) -> int:
-        threads = threads_for(self._batch * int(self._rows[:, :, passes.NNZ].sum()))
-        return 0 if threads == 1 else -(-threads // len(self._rows))
-
-    def forward(self) -> None:
-        """One call for all of them."""
-        slices = self._slices()
-        if slices:
-            passes.forward_threaded(self._rows, self._batch, slices, self._like)
-        else:
-            passes.forward_serial(self._rows, self._batch, self._like)
-
-    def backward(self, first: int, last: int) -> None:
-        """One call for all of them."""
-        if not self._first_is_input:
-            first, last = 0, int(self._rows[0, 0, passes.IN])
-        slices = self._slices()
-        if slices:
-            passes.backward_threaded(self._rows, self._batch, first, last, slices, self._like, self._index)
-        else:
-            passes.backward_serial(self._rows, self._batch, first, last, self._like, self._index)
-
-    def gradients(self) -> None:
-        """One call for all of them."""
-        slices = self._slices()
-        if slices:
-            passes.gradients_threaded(self._rows, self._batch, slices, self._like)
-        else:
-            passes.gradients_serial(self._rows, self._batch, self._like)
-
-
-class TorchLayers:
-    """One layer of each network as torch's own products: dense, or of the `gemm` backend through scratch."""
-
-    def __init__(self, steps: list[Step]) -> None:
-        self._steps = steps
-        self._weights = [DenseWeight(step) for step in steps]
-
-    def first(self) -> TorchLayers:
-        """The same for the first network alone."""
-        alone = copy(self)
-        alone._steps, alone._weights = self._steps[:1], self._weights[:1]
-        return alone
-
-    def forward(self) -> None:
-        """Products, biases and ReLU of every network in turn."""
-        for step, weight in zip(self._steps, self._weights, strict=True):
-            product = multiply(weight.filled(), step.x, step.y)
-            torch.add(product, step.bias.unsqueeze(1), out=step.y)
-            if step.relu:
-                step.y.relu_()
-
-    def backward(self, first: int, last: int) -> None:
-        """Products with the transposes, and ReLU's gate."""
-        for step, weight in zip(self._steps, self._weights, strict=True):
-            if step.gated:
-                product = multiply(weight.dense.T, step.dy, step.dx)
-                torch.ops.aten.threshold_backward.grad_input(product, step.x, 0, grad_input=step.dx)
-            elif last > first:
-                torch.mm(weight.dense[:, first:last].T, step.dy, out=step.dx[first:last])
-
-    def gradients(self) -> None:
-        """Products with the inputs, and sums over the batch."""
-        for step, weight in zip(self._steps, self._weights, strict=True):
-            weight.differentiate(step)
-            torch.sum(step.dy, 1, out=step.bias_gradient)
-
-
-class DenseWeight:
-    """A layer's weight as a matrix: its own, or scratch into which the values are scattered."""
-
-    def __init__(self, step: Step) -> None:
-        layer = step.layer
-        self.dense, self._positions = step.weights, torch.empty(0, dtype=torch.int64)
-        self._scattered = isinstance(layer, SparseLinear)
-        if isinstance(layer, SparseLinear):
-            self.dense, self._positions = step.weights.new_zeros(layer.shape), layer.positions
-        self._values, self._gradient = step.weights, torch.empty_like(self.dense) if self._scattered else self.dense
-        self._seen = self._positions._version
-
-    def filled(self) -> Tensor:
-        """The matrix with the values as they are now."""
-        if self._scattered:
-            if self._seen != self._positions._version:  # connections have moved
-                self.dense.zero_()
-                self._seen = self._positions._version
-            self.dense.view(-1).index_copy_(0, self._positions, self._values)
-        return self.dense
-
-    def differentiate(self, step: Step) -> None:
-        """The weights' gradient dY Xᵀ, at the connections only."""
-        if self._scattered:
-            product = multiply(step.dy, step.x.T, self._gradient)
-            torch.index_select(product.view(-1), 0, self._positions, out=step.weight_gradient)
-        else:
-            product = multiply(step.dy, step.x.T, step.weight_gradient)
-            if product is not step.weight_gradient:
-                step.weight_gradient.copy_(product)

@@ -19,7 +19,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 FORMAT = "sparse-agents-measurements"
-VERSION = 1  # raise it when kernels or what is measured change
+VERSION = 2  # raise it when kernels or what is measured change
 VARIABLE = "SPARSE_AGENTS_CACHE"
 
 Seconds = dict[str, float]

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 from numba import carray, njit, prange  # type: ignore[attr-defined]
 
+from sparse_core.dense_kernels import dense_backward_inputs_block, dense_backward_values_block, dense_forward_block
 from sparse_core.fused import adam_block, polyak_block
 from sparse_core.kernels import backward_inputs_block, backward_values_block, forward_block, row_boundary
 from sparse_core.vectors import VECTOR_BYTES, pointer, vector_sum
 
-# One layer: a row of int64. An address of 0 with a size of 0 stands for "none".
+# One layer: a row of int64. A dense one has no connections to speak of (NNZ 0, no indices): VALUES is its matrix.
 (
-    OUT, IN, NNZ, POINTER, COLUMNS, VALUES, BIAS, BIASES, RELU, TRANSPOSE_POINTER, TRANSPOSE_COLUMNS, TRANSPOSE_ORDER,
-    X, Y, DX, DY, GATED, DVALUES, DBIAS,
+    OUT, IN, NNZ, POINTER, COLUMNS, VALUES, BIAS, RELU, TRANSPOSE_POINTER, TRANSPOSE_COLUMNS, TRANSPOSE_ORDER,
+    X, Y, DX, DY, GATED, DVALUES, DBIAS, DENSE,
 ) = range(19)  # fmt: skip
 FIELDS = 19
 
@@ -61,11 +62,15 @@ def forward_slice(layers: Any, batch: Any, start: Any, stop: Any, like: Any) -> 
     """Batch entries start … stop-1 of one network, from its first layer to its last."""
     for number in range(layers.shape[0]):
         row = layers[number]
+        y, x = matrix_at(row[Y], row[OUT], batch, like), matrix_at(row[X], row[IN], batch, like)
+        bias, relu = vector_at(row[BIAS], row[OUT], like), row[RELU] != 0
+        if row[DENSE]:
+            weight = matrix_at(row[VALUES], row[OUT], row[IN], like)
+            dense_forward_block(y, x, weight, bias, relu, 0, row[OUT], start, stop)
+            continue
         forward_block(
-            matrix_at(row[Y], row[OUT], batch, like), matrix_at(row[X], row[IN], batch, like),
-            vector_at(row[POINTER], row[OUT] + 1, np.int64(0)), vector_at(row[COLUMNS], row[NNZ], np.int32(0)),
-            vector_at(row[VALUES], row[NNZ], like), vector_at(row[BIAS], row[BIASES], like), row[RELU] != 0,
-            0, row[OUT], start, stop,
+            y, x, vector_at(row[POINTER], row[OUT] + 1, np.int64(0)), vector_at(row[COLUMNS], row[NNZ], np.int32(0)),
+            vector_at(row[VALUES], row[NNZ], like), bias, relu, 0, row[OUT], start, stop,
         )  # fmt: skip
 
 
@@ -77,12 +82,17 @@ def backward_slice(
     for number in range(layers.shape[0] - 1, -1, -1):
         row = layers[number]
         begin, end = (first_input, last_input) if number == 0 else (0, row[IN])
-        gated = row[IN] if row[GATED] else 0
+        dx, dy = matrix_at(row[DX], row[IN], batch, like), matrix_at(row[DY], row[OUT], batch, like)
+        gate = matrix_at(row[X], row[IN] if row[GATED] else 0, batch, like)
+        if row[DENSE]:
+            weight = matrix_at(row[VALUES], row[OUT], row[IN], like)
+            dense_backward_inputs_block(dx, dy, weight, gate, begin, end, start, stop)
+            continue
         backward_inputs_block(
-            matrix_at(row[DX], row[IN], batch, like), matrix_at(row[DY], row[OUT], batch, like),
+            dx, dy,
             vector_at(row[TRANSPOSE_POINTER], row[IN] + 1, np.int64(0)),
             vector_at(row[TRANSPOSE_COLUMNS], row[NNZ], index), vector_at(row[TRANSPOSE_ORDER], row[NNZ], np.int32(0)),
-            vector_at(row[VALUES], row[NNZ], like), matrix_at(row[X], gated, batch, like), begin, end, start, stop,
+            vector_at(row[VALUES], row[NNZ], like), gate, begin, end, start, stop,
         )  # fmt: skip
 
 
@@ -91,17 +101,20 @@ def gradient_part(layers: Any, batch: Any, part: Any, parts: Any, like: Any) -> 
     """Gradients of one part of every layer's values and biases."""
     for number in range(layers.shape[0]):
         row = layers[number]
-        row_pointer = vector_at(row[POINTER], row[OUT] + 1, np.int64(0))
-        first, last = row_boundary(row_pointer, part, parts), row_boundary(row_pointer, part + 1, parts)
-        dy = matrix_at(row[DY], row[OUT], batch, like)
-        backward_values_block(
-            vector_at(row[DVALUES], row[NNZ], like), dy, matrix_at(row[X], row[IN], batch, like), row_pointer,
-            vector_at(row[COLUMNS], row[NNZ], np.int32(0)), first, last,
-        )  # fmt: skip
-        if row[BIASES]:
-            dbias = vector_at(row[DBIAS], row[OUT], like)
-            for output in range(first, last):
-                dbias[output] = vector_sum(row[DY] + output * batch * dy.itemsize, batch, like)  # type: ignore[call-arg]
+        x, dy = matrix_at(row[X], row[IN], batch, like), matrix_at(row[DY], row[OUT], batch, like)
+        if row[DENSE]:
+            first, last = row[OUT] * part // parts, row[OUT] * (part + 1) // parts
+            dense_backward_values_block(matrix_at(row[DVALUES], row[OUT], row[IN], like), dy, x, first, last)
+        else:
+            row_pointer = vector_at(row[POINTER], row[OUT] + 1, np.int64(0))
+            first, last = row_boundary(row_pointer, part, parts), row_boundary(row_pointer, part + 1, parts)
+            backward_values_block(
+                vector_at(row[DVALUES], row[NNZ], like), dy, x, row_pointer,
+                vector_at(row[COLUMNS], row[NNZ], np.int32(0)), first, last,
+            )  # fmt: skip
+        dbias = vector_at(row[DBIAS], row[OUT], like)
+        for output in range(first, last):
+            dbias[output] = vector_sum(row[DY] + output * batch * dy.itemsize, batch, like)  # type: ignore[call-arg]
 
 
 @serial

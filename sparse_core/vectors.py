@@ -146,7 +146,7 @@ def loop(builder: Any, start: Any, stop: Any, step: int, carried: list[Any], bod
     return index, phis
 
 
-def _by_tile(builder: Any, at: Lanes, count: Any, emit: Any) -> None:
+def by_tile(builder: Any, at: Lanes, count: Any, emit: Any, tiles: tuple[int, ...] = TILES) -> None:
     """Emit `emit(vectors, masks)` once per tile size and jump to the one that holds `count` batch entries.
 
     The last vector is masked. That is free with AVX-512; elsewhere a full last vector gets code of its own.
@@ -155,7 +155,7 @@ def _by_tile(builder: Any, at: Lanes, count: Any, emit: Any) -> None:
     lanes = builder.sub(count, builder.mul(builder.sub(vectors, I64(1)), I64(at.count)))
     after = builder.append_basic_block("after_tile")
     choice = builder.switch(vectors, after)
-    for number in TILES:
+    for number in tiles:
         block = builder.append_basic_block(f"tile_{number}")
         choice.add_case(I64(number), block)
         builder.position_at_end(block)
@@ -225,9 +225,9 @@ def _weighted_sum(permuted: bool) -> Any:
                         half = len(sums) // 2
                         sums = [builder.fadd(sums[i], sums[half + i]) for i in range(half)]
                 _, sums = loop(builder, k, stop, 1, sums, add)
-                _finish(builder, at, sums, masks, y, gate, floor)
+                finish(builder, at, sums, masks, y, gate, floor)
 
-            _by_tile(builder, at, count, tile)
+            by_tile(builder, at, count, tile)
             return context.get_dummy_value()
 
         integers = types.int64
@@ -236,7 +236,7 @@ def _weighted_sum(permuted: bool) -> Any:
     return weighted_sum
 
 
-def _finish(builder: Any, at: Lanes, sums: list[Any], masks: list[Any], y: Any, gate: Any, floor: Any) -> None:
+def finish(builder: Any, at: Lanes, sums: list[Any], masks: list[Any], y: Any, gate: Any, floor: Any) -> None:
     """Store the sums: zero where `gate` (an address, 0 for none) is not positive, and not below `floor`."""
     with builder.if_else(builder.icmp_signed("!=", gate, I64(0))) as (gated, plain):
         with gated:
@@ -295,17 +295,17 @@ def sampled_dots(  # type: ignore[no-untyped-def]
                         builder.store(builder.fadd(before, value), pointer, align=at.bytes)
 
             def four(k: Any, _: list[Any]) -> list[Any]:
-                put(_sum_each(builder, at, [dot(builder.add(k, I64(i))) for i in range(4)]), k)
+                put(sum_each(builder, at, [dot(builder.add(k, I64(i))) for i in range(4)]), k)
                 return []
 
             def single(k: Any, _: list[Any]) -> list[Any]:
-                put(builder.extract_element(_sum_each(builder, at, [dot(k)] * 4), I32(0)), k)
+                put(builder.extract_element(sum_each(builder, at, [dot(k)] * 4), I32(0)), k)
                 return []
 
             k, _ = loop(builder, start, stop, 4, [], four)
             loop(builder, k, stop, 1, [], single)
 
-        _by_tile(builder, at, count, tile)
+        by_tile(builder, at, count, tile)
         return context.get_dummy_value()
 
     return types.void(*(types.int64,) * 8, types.boolean, like), codegen
@@ -330,7 +330,7 @@ def vector_sum(typing, x, count, like):  # type: ignore[no-untyped-def]
         total = builder.fadd(builder.fadd(a, b), builder.fadd(c, d))
         k, (total,) = loop(builder, k, count, at.count, [total], several)
         total = builder.fadd(total, vector(k, at.mask(builder.sub(count, k))))
-        return builder.extract_element(_sum_each(builder, at, [total] * 4), I32(0))
+        return builder.extract_element(sum_each(builder, at, [total] * 4), I32(0))
 
     return like(types.int64, types.int64, like), codegen
 
@@ -358,7 +358,7 @@ def prefetch(typing, address):  # type: ignore[no-untyped-def]
     return types.void(types.int64), codegen
 
 
-def _sum_each(builder: Any, at: Lanes, vectors: list[Any]) -> Any:
+def sum_each(builder: Any, at: Lanes, vectors: list[Any]) -> Any:
     """(Σa, Σb, Σc, Σd) of four vectors, in few shuffles."""
 
     def picked(a: Any, b: Any, lanes: list[int]) -> Any:

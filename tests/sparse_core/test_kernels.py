@@ -313,10 +313,14 @@ for dtype in (np.float32, np.float64):
                 kernels.backward_values(values, y, x, pointer, column)
                 dx, dbias = guarded(x, at_end), guarded(bias, at_end)
                 transposed = [t_pointer, guarded(t_column.astype(np.uint16), at_end), order]
-                arrays = [pointer, column, values, bias, None, None, *transposed, x, y, dx, y, None, values]
+                arrays = [pointer, column, values, bias, None, *transposed, x, y, dx, y, None, values]
                 row = [rows, columns, nnz, *(0 if array is None else array.ctypes.data for array in [*arrays, dbias])]
-                row[passes.BIASES], row[passes.RELU], row[passes.GATED] = rows, 1, 1
-                layers = guarded(np.array([[row]]), at_end)
+                row[passes.RELU], row[passes.GATED] = 1, 1
+                weight, gradient = (guarded(np.ones((rows, columns), dtype), at_end) for _ in range(2))
+                dense = [*row, 1]
+                dense[passes.NNZ], dense[passes.VALUES] = 0, weight.ctypes.data
+                dense[passes.DVALUES] = gradient.ctypes.data
+                layers = guarded(np.array([[[*row, 0]], [dense]]), at_end)
                 for parts in (1, 2, 3):
                     passes.forward_threaded(layers, batch, parts, dtype(0))
                     passes.backward_threaded(layers, batch, 0, columns, parts, dtype(0), np.uint16(0))

@@ -1,0 +1,113 @@
+"""Compiled blocks of the three products of a dense layer, on feature-major arrays (features, batch), in one thread.
+
+As `kernels`: importing this file imports Numba, whose cache knows this file's date only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import njit
+
+from sparse_core.dense_vectors import (
+    DOTS,
+    ROWS,
+    VECTORS,
+    backward_row,
+    backward_rows,
+    dot,
+    dots_column,
+    dots_row,
+    dots_tile,
+    forward_row,
+    forward_rows,
+)
+from sparse_core.vectors import VECTOR_BYTES
+
+serial = njit(cache=True, nogil=True, error_model="numpy")
+
+
+@serial
+def dense_forward_block(
+    y: Any, x: Any, weight: Any, bias: Any, relu: Any, first_row: Any, last_row: Any, start: Any, stop: Any
+) -> None:
+    """Rows first_row … last_row-1 and batch entries start … stop-1 of y = W x + bias, negative ones zero if `relu`."""
+    size, depth, zero = x.itemsize, x.shape[0], x.dtype.type(0)
+    y_stride, x_stride, row_stride = y.shape[1] * size, x.shape[1] * size, depth * size
+    while start < stop:
+        end = min(stop, start + VECTORS * VECTOR_BYTES // size)
+        row = first_row
+        while row < last_row:
+            target, source = y.ctypes.data + row * y_stride + start * size, x.ctypes.data + start * size
+            weights, biases = weight.ctypes.data + row * row_stride, bias.ctypes.data + row * size
+            if row + ROWS <= last_row:
+                forward_rows(
+                    target, y_stride, source, x_stride, weights, row_stride, size, depth, biases, end - start, 0, relu,
+                    zero,
+                )  # fmt: skip
+                row += ROWS
+            else:
+                forward_row(
+                    target, y_stride, source, x_stride, weights, row_stride, size, depth, biases, end - start, 0, relu,
+                    zero,
+                )  # fmt: skip
+                row += 1
+        start = end
+
+
+@serial
+def dense_backward_inputs_block(
+    dx: Any, dy: Any, weight: Any, gate: Any, first_row: Any, last_row: Any, start: Any, stop: Any
+) -> None:
+    """Rows and batch entries of dx = Wᵀ dy, zero where `gate` (as dx, or empty) is not positive."""
+    size, depth, zero = dy.itemsize, dy.shape[0], dy.dtype.type(0)
+    dx_stride, dy_stride, step = dx.shape[1] * size, dy.shape[1] * size, dx.shape[0] * size
+    while start < stop:
+        end = min(stop, start + VECTORS * VECTOR_BYTES // size)
+        row = first_row
+        while row < last_row:
+            offset = row * dx_stride + start * size
+            target, source, weights = (
+                dx.ctypes.data + offset,
+                dy.ctypes.data + start * size,
+                weight.ctypes.data + row * size,
+            )
+            gates = gate.ctypes.data + offset if gate.shape[0] else 0
+            if row + ROWS <= last_row:
+                backward_rows(
+                    target, dx_stride, source, dy_stride, weights, size, step, depth, 0, end - start, gates, False, zero
+                )
+                row += ROWS
+            else:
+                backward_row(
+                    target, dx_stride, source, dy_stride, weights, size, step, depth, 0, end - start, gates, False, zero
+                )
+                row += 1
+        start = end
+
+
+@serial
+def dense_backward_values_block(dweight: Any, dy: Any, x: Any, first_row: Any, last_row: Any) -> None:
+    """Rows first_row … last_row-1 of dW = dy xᵀ."""
+    size, batch, width, zero = x.itemsize, x.shape[1], x.shape[0], x.dtype.type(0)
+    stride, out_stride = batch * size, width * size
+    row = first_row
+    while row < last_row:
+        tall = row + ROWS <= last_row
+        left, column = dy.ctypes.data + row * stride, 0
+        while column < width:
+            out = dweight.ctypes.data + row * out_stride + column * size
+            right = x.ctypes.data + column * stride
+            if column + DOTS <= width:
+                if tall:
+                    dots_tile(out, out_stride, left, right, stride, batch, zero)
+                else:
+                    dots_row(out, out_stride, left, right, stride, batch, zero)
+                column += DOTS
+            else:
+                if tall:
+                    dots_column(out, out_stride, left, right, stride, batch, zero)
+                else:
+                    dot(out, out_stride, left, right, stride, batch, zero)
+                column += 1
+        row += ROWS if tall else 1
