@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args=arguments,
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
     )
+    _announce()
     try:
         return _run(options)
     except (UserError, ValueError, FloatingPointError) as error:
@@ -42,6 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+
+
+def _announce() -> None:
+    """Show on standard error what the core has to say about things that take seconds."""
+    shown = logging.StreamHandler()
+    shown.setFormatter(logging.Formatter("sparse-agents: %(message)s"))
+    logger = logging.getLogger("sparse_core.compilation")
+    logger.setLevel(logging.INFO)
+    logger.handlers[:] = [shown]
 
 
 def _fail(message: str, code: int = 2) -> int:
