@@ -32,17 +32,15 @@ def training_cost(model: SparseTD3, updates: int, steps: int) -> int:
 
 
 def training_memory(model: SparseTD3) -> Bytes:
-    """Bytes of actor, critics, targets and optimizers; scratch is that of the pass that needs most.
+    """Bytes of actor, critics, targets and optimizers, and scratch of actor and critics, kept from step to step.
 
-    The critics' pass holds the scratch of all critics; the actor's that of the actor and of the first critic,
-    through which its gradient comes. A gradient-guided change also holds the batches it has captured.
+    A gradient-guided change also holds the batches it has captured.
     """
     memory = meters.memory(model.policy, optimizers=(model.actor.optimizer, model.critic.optimizer))
-    critics = meters.memory(model.critic).scratch
-    actor = meters.memory(model.actor, model.critic.q_networks[0]).scratch
+    scratch = meters.memory(model.actor, model.critic).scratch
     sparsifier = model.critic_sparsifier
     captured = 0
     if sparsifier is not None and sparsifier.needs_capture:
         batch = model.batch_size * model.sparse_options.capture_batches
         captured = capture_bytes(model.critic, batch) + capture_bytes(model.actor, batch)
-    return replace(memory, scratch=max(critics, actor) + captured)
+    return replace(memory, scratch=scratch + captured)

@@ -86,7 +86,9 @@ def temporal_difference(values: Any, next_values: Any, rewards: Any, discounts: 
     for b in range(batch):
         smallest = next_values[0, 0, b]
         for critic in range(1, critics):
-            smallest = min(smallest, next_values[critic, 0, b])
+            value = next_values[critic, 0, b]
+            if value < smallest or value != value:  # not `min`, which may lose what is not a number
+                smallest = value
         target = rewards[b] + discounts[b] * smallest
         for critic in range(critics):
             difference = values[critic, 0, b] - target

@@ -16,7 +16,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
-from agents import SparseTD3
+from agents import SparseTD3, td3_kernels
 from agents.autograd_update import AutogradUpdate
 from agents.collection import PlainActor
 from agents.fused_update import FusedActor, FusedUpdate
@@ -205,6 +205,26 @@ def test_follows_what_happens_between_two_calls(meddle: Callable[[SparseTD3, Spa
         model.train(5, 16)
     assert isinstance(models[0]._update, FusedUpdate)
     assert_same(*models, 1e-5)
+
+
+def test_target_values_by_hand() -> None:
+    nan = np.nan
+    next_values = np.array([[[1.0, 5.0, nan, 1.0]], [[3.0, 4.0, 1.0, nan]]])
+    values, gradients = np.zeros((2, 1, 4)), np.empty((2, 1, 4))
+    rewards, discounts = np.array([1.0, 1.0, 0.0, 0.0]), np.array([0.5, 0.0, 1.0, 1.0])
+    td3_kernels.temporal_difference(values, next_values, rewards, discounts, gradients)
+    # targets 1 + 0.5 · 1, 1 + 0 · 4, and what has diverged is seen to
+    np.testing.assert_array_equal(gradients, [[[-0.75, -0.5, nan, nan]]] * 2)
+    loss = td3_kernels.temporal_difference(
+        values[:, :, :2].copy(), next_values[:, :, :2].copy(), rewards[:2], discounts[:2], gradients[:, :, :2].copy()
+    )
+    assert loss == 2 * (1.5**2 + 1) / 2
+
+
+def test_smoothing_by_hand() -> None:
+    actions, noise = np.array([[0.0, 0.9, -0.9, np.nan]]), np.array([[1.0], [5.0], [-5.0], [0.0]])
+    td3_kernels.smooth(actions, noise, 0.25, 0.5)
+    np.testing.assert_array_equal(actions, [[0.25, 1.0, -1.0, np.nan]])
 
 
 def test_another_batch_size() -> None:
