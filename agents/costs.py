@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import nn
+
 from agents.td3 import SparseTD3
-from sparse_core import meters
+from sparse_core import csr, meters, sparse_layers
 from sparse_core.meters import Bytes, capture_bytes, forward_flops, growth_flops, training_flops
 
 
@@ -36,6 +38,9 @@ def training_memory(model: SparseTD3) -> Bytes:
 
     A gradient-guided change also holds the batches it has captured.
     """
+    for layer in sparse_layers(nn.ModuleList([model.actor, model.critic])).values():
+        if layer.backend == "csr":
+            csr.transpose(layer)  # training has it; an agent that was just restored has not yet
     memory = meters.memory(model.policy, optimizers=(model.actor.optimizer, model.critic.optimizer))
     scratch = meters.memory(model.actor, model.critic).scratch
     sparsifier = model.critic_sparsifier

@@ -18,6 +18,8 @@ from sparse_core.gemm import refuse_double_backward
 from sparse_core.signals import Capture
 
 DTYPES = (torch.float32, torch.float64)
+WIDEST = 1 << 16
+"""Outputs up to which transposed columns take two bytes: a uint16's bits, since torch's files know little of uint16."""
 
 
 @cache
@@ -29,18 +31,41 @@ def kernels() -> ModuleType:
 
 
 def index(layer: Any) -> dict[str, Tensor]:
-    """What the kernels need beyond a layer's own indices: its transpose, and the movable ones if some are frozen."""
-    transpose = layer.topology.transpose
+    """What the kernels need beyond a layer's own indices: the movable ones if some are frozen, and its transpose.
+
+    That only once it has been asked for: a target network, or a first layer, never needs it.
+    """
     movable = torch.ones(layer.nnz, dtype=torch.bool)
     movable[layer.frozen.cpu().long()] = False
     some = bool(layer.frozen.numel())
-    # Two bytes where they do: the bits of a uint16, of which torch's own file formats know little.
-    narrow = layer.out_features <= 1 << 16
+    kept = layer._buffers.get("transpose_pointer")
+    asked_for = kept is not None and kept.numel() > 0
     return {
-        "transpose_pointer": transpose.row_pointer,
-        "transpose_columns": transpose.columns.to(torch.int16) if narrow else transpose.columns,
-        "transpose_order": transpose.permutation.to(torch.int32),
+        **(_transpose(layer) if asked_for else _nothing(layer)),
         "movable": movable.nonzero().squeeze(1) if some else torch.empty(0, dtype=torch.int64),
+    }
+
+
+def transpose(layer: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Pointer, columns and order of a layer's transpose; worked out the first time, and kept up from then on."""
+    if not layer.transpose_pointer.numel():
+        with torch.inference_mode(False), torch.no_grad():
+            layer.derive(_transpose(layer))
+    return layer.transpose_pointer, layer.transpose_columns, layer.transpose_order
+
+
+def _nothing(layer: Any) -> dict[str, Tensor]:
+    """The transpose's place, with the types it will have."""
+    columns = torch.int16 if layer.out_features <= WIDEST else torch.int32
+    kinds = {"transpose_pointer": torch.int64, "transpose_columns": columns, "transpose_order": torch.int32}
+    return {name: torch.empty(0, dtype=kind) for name, kind in kinds.items()}
+
+
+def _transpose(layer: Any) -> dict[str, Tensor]:
+    found = layer.topology.transpose
+    tensors = found.row_pointer, found.columns, found.permutation
+    return {
+        name: tensor.to(empty.dtype) for (name, empty), tensor in zip(_nothing(layer).items(), tensors, strict=True)
     }
 
 
@@ -63,6 +88,8 @@ def product(inputs: Tensor, layer: Any) -> Tensor:
     bias = layer.effective_bias()
     if not torch.is_grad_enabled():  # spares the autograd node, which costs more than the product at batch 1
         return _batch_first(_multiply(_feature_major(inputs), values, bias, layer.row_pointer, layer.columns), inputs)
+    if inputs.requires_grad:
+        transpose(layer)
     output: Tensor = CsrLinear.apply(
         inputs, values, bias, layer.row_pointer, layer.columns,
         layer.transpose_pointer, layer.transpose_columns, layer.transpose_order, layer.capture,

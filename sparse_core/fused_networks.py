@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparse_core import passes
-from sparse_core.csr import DTYPES, unsigned
+from sparse_core import csr, passes
 from sparse_core.kernels import threads_for
 from sparse_core.layers import SparseLinear
 
@@ -47,7 +46,7 @@ def fusible(*networks: nn.Module) -> bool:
     return (
         {tensor.device.type for tensor in tensors} == {"cpu"}
         and len({tensor.dtype for tensor in tensors}) == 1
-        and tensors[0].dtype in DTYPES
+        and tensors[0].dtype in csr.DTYPES
         and all(tensor.requires_grad and tensor.is_contiguous() for tensor in tensors)
         and all(len({_kind(layer) for layer in layers}) == 1 for layers in depth)
         and all(len({(layer.out_features, layer.in_features) for layer in layers}) == 1 for layers in depth)
@@ -59,7 +58,7 @@ def _kind(layer: Linear) -> str:
     if isinstance(layer, nn.Linear):
         return "dense" if layer.bias is not None else "other"
     frozen = bool(layer.frozen.numel() or layer.frozen_bias.numel())
-    wide = layer.out_features > 1 << 16
+    wide = layer.out_features > csr.WIDEST
     return "other" if frozen or layer.bias is None or wide or layer.backend not in ("csr", "gemm") else layer.backend
 
 
@@ -100,13 +99,10 @@ class Step:
         if self.scratch is not None:
             weights, gradient = self.scratch.weight, self.scratch.gradient
         elif isinstance(layer, SparseLinear):
-            indices = [
-                layer.row_pointer, layer.columns, layer.transpose_pointer, layer.transpose_columns,
-                layer.transpose_order,
-            ]  # fmt: skip
+            indices = [layer.row_pointer, layer.columns, *(csr.transpose(layer) if self.trained else ())]
             dense = False
-            assert unsigned(layer.transpose_columns).dtype == INDEX.dtype
-        pointer, columns, *transpose = (index.data_ptr() for index in indices) if indices else (0,) * 5
+            assert csr.unsigned(layer.transpose_columns).dtype == INDEX.dtype
+        pointer, columns, *transpose = [*(index.data_ptr() for index in indices), *(0,) * (5 - len(indices))]
         arrays = [self.x, self.y, self.dx, self.dy, gradient, self.bias_gradient]
         x, y, dx, dy, dvalues, dbias = (array.data_ptr() for array in arrays)
         row = [0] * passes.FIELDS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -271,11 +271,15 @@ class SparseLinear(nn.Module):
         """Rebuild what follows from the persistent indices, so that a forward pass need not."""
         derived = BACKENDS[self.backend].index(self)
         self._derived = tuple(derived)
-        for name, tensor in derived.items():
+        self.derive(derived)
+        _assign(self, "bias_outputs", self._movable_biases() if self.frozen_bias.numel() else self.frozen_bias.long())
+
+    def derive(self, tensors: Mapping[str, Tensor]) -> None:
+        """Keep what a backend has worked out from the indices, as buffers that no checkpoint holds."""
+        for name, tensor in tensors.items():
             if name not in self._buffers:
                 self.register_buffer(name, tensor[:0].to(self.columns.device, copy=True), persistent=False)
             _assign(self, name, tensor)
-        _assign(self, "bias_outputs", self._movable_biases() if self.frozen_bias.numel() else self.frozen_bias.long())
 
     def _bind(self, backend: str) -> None:
         self._product: Callable[[Tensor, SparseLinear], Tensor] = BACKENDS[backend].product

@@ -258,3 +258,20 @@ def test_the_first_product_compiles_in_time(tmp_path: Any) -> None:
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
     assert all(float(seconds) < 30 for seconds in done.stdout.split()), done.stdout  # 15 on an idle machine
+
+
+def test_the_transpose_is_worked_out_only_where_it_is_needed() -> None:
+    model = nn.Sequential(*(SparseLinear(size, size, sparsity=0.5, backend="csr") for size in (6, 6)))
+    target = copy.deepcopy(model)
+    inputs = torch.ones(3, 6)
+    for _ in range(2):
+        model(inputs).sum().backward()
+        with torch.no_grad():
+            target(inputs)
+        first, second = (layer.transpose_order.numel() for layer in model)
+        assert (first, second) == (0, model[1].nnz)
+        assert [layer.transpose_order.numel() for layer in target] == [0, 0]
+        layer = model[1]  # which keeps it up
+        absent = torch.arange(36)[~torch.isin(torch.arange(36), layer.positions)]
+        layer.rewire(Rewiring.of(layer.shape, layer.positions.clone(), torch.arange(2), absent[:2]))
+        assert torch.equal(layer.transpose_order.long(), layer.topology.transpose.permutation)

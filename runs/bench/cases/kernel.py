@@ -14,7 +14,7 @@ from runs.bench.rows import Row, row
 from runs.bench.session import Session
 from runs.bench.timing import Contestant, Effort
 from sparse_core import SparseLinear, kernels
-from sparse_core.csr import unsigned
+from sparse_core.csr import transpose, unsigned
 
 WIDTHS = (256, 1024, 4096)
 BATCHES = (100, 256)
@@ -99,14 +99,14 @@ def ours(layer: SparseLinear, x: Tensor, dy: Tensor) -> Triple:
     y, dx, dvalues = torch.empty_like(dy), torch.empty_like(x), torch.empty_like(layer.values).detach()
     values = layer.values.detach().numpy()
     rows, columns = layer.row_pointer.numpy(), layer.columns.numpy()
-    pointer, order = layer.transpose_pointer.numpy(), layer.transpose_order.numpy()
-    transposed = unsigned(layer.transpose_columns)
+    pointer, transposed, order = transpose(layer)
+    back = pointer.numpy(), unsigned(transposed), order.numpy()
     no_bias, no_gate = np.empty(0, values.dtype), np.empty((0, 0), values.dtype)
     x_, dy_, y_, dx_, dvalues_ = (tensor.numpy() for tensor in (x, dy, y, dx, dvalues))
 
     def run() -> None:
         kernels.forward(y_, x_, rows, columns, values, no_bias, False)
-        kernels.backward_inputs(dx_, dy_, pointer, transposed, order, values, no_gate)
+        kernels.backward_inputs(dx_, dy_, *back, values, no_gate)
         kernels.backward_values(dvalues_, dy_, x_, rows, columns)
 
     return Triple(run, y, dx, dvalues)
