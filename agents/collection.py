@@ -39,7 +39,7 @@ def is_plain(agent: TD3, env: VecEnv, train_freq: TrainFreq, replay_buffer: Repl
         and _is_vector(agent.observation_space)
         and _is_vector(agent.action_space)
         and _keeps(agent, TD3, ("_sample_action", "_store_transition", "predict"))
-        and _keeps(agent.policy, TD3Policy, ("_predict", "predict", "scale_action", "unscale_action"))
+        and _keeps(agent.policy, TD3Policy, ("_predict", "predict", "obs_to_tensor", "scale_action", "unscale_action"))
         and _keeps(env, DummyVecEnv, ("step", "step_async", "step_wait", "_save_obs", "_obs_from_buf"))
     )
 
@@ -66,7 +66,7 @@ def collect(
     learning_starts: int = 0,
     log_interval: int | None = None,
 ) -> RolloutReturn:
-    """What `OffPolicyAlgorithm.collect_rollouts` does where `is_plain` holds, to the bit."""
+    """What `OffPolicyAlgorithm.collect_rollouts` does where `is_plain` holds, to the bit but for what `_act` rounds."""
     _stop_training(agent)
     steps = episodes = 0
     seen: dict[str, Any] = {  # under the names of SB3's local variables, which callbacks read

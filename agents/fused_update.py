@@ -19,7 +19,7 @@ from torch import nn
 from agents import td3_kernels
 from agents.replay import Float32ReplayBuffer
 from sparse_core import Adam
-from sparse_core.fused_networks import FusedNetworks, Watch, fusible, perceptron
+from sparse_core.fused_networks import FusedNetworks, Watch, fusible, is_hooked, perceptron
 from sparse_core.fused_optimizer import FusedAdam, FusedPolyak
 
 
@@ -27,8 +27,8 @@ class FusedUpdate:
     """Critics, actor and targets of a `SparseTD3`, one batch at a time, in the arithmetic of `AutogradUpdate`.
 
     For agents that `fits`, as long as it `is_current`. It works on the parameters and the optimizer's state where
-    they lie; gradients are in arrays of its own, so parameters have no `grad`. Modules are not called: hooks on
-    them see acting and predicting only.
+    they lie; gradients are in arrays of its own, so parameters have no `grad`. Modules are not called: with hooks on
+    them, on parameters or on an optimizer an agent does not fit, and hooks that come later are not seen in training.
     """
 
     @staticmethod
@@ -38,6 +38,7 @@ class FusedUpdate:
         kinds = {type(network) for network in pairs[0]} | {type(network) for network in pairs[1]}
         extractors = {type(network.features_extractor) for pair in pairs for network in pair}
         plain = kinds == {Actor, ContinuousCritic} and extractors == {FlattenExtractor}
+        plain = plain and not any(is_hooked(network) for pair in pairs for network in pair)
         space = model.observation_space
         if not plain or not isinstance(space, spaces.Box) or space.dtype not in (np.float32, np.float64):
             return False
@@ -81,8 +82,10 @@ class FusedUpdate:
 
     def _now(self) -> list[Any]:
         """Changes whenever something that was bound lies elsewhere."""
-        states = [opt.state for opt in (self._model.critic.optimizer, self._model.actor.optimizer)]
-        return [*self._watch.now(), *(id(state["age"]) for held in states for state in held.values())]
+        optimizers = self._model.critic.optimizer, self._model.actor.optimizer
+        states = [state for optimizer in optimizers for state in optimizer.state.values()]
+        groups = [(optimizer.param_groups[0]["betas"], len(optimizer.param_groups)) for optimizer in optimizers]
+        return [*self._watch.now(), *(id(tensor) for state in states for tensor in state.values()), *groups]
 
     def is_current(self) -> bool:
         """Whether parameters, indices and optimizer state still are where they were."""
@@ -163,6 +166,8 @@ def _optimizes(network: Any) -> bool:
     return (
         type(optimizer) is Adam
         and len(groups) == 1
+        and not optimizer._optimizer_step_pre_hooks
+        and not optimizer._optimizer_step_post_hooks
         and {id(parameter) for parameter in groups[0]["params"]} == {id(p) for p in network.parameters()}
     )
 
@@ -177,6 +182,7 @@ class FusedActor:
         return (
             type(actor) is Actor
             and type(actor.features_extractor) is FlattenExtractor
+            and not is_hooked(actor)
             and fusible(actor.mu)
             and _closed(actor.mu) == {True}
         )

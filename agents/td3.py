@@ -204,7 +204,7 @@ class SparseTD3(TD3):
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, train_freq: TrainFreq, replay_buffer: Any, *args: Any, **kwargs: Any
     ) -> RolloutReturn:
-        """As SB3's, to the bit; in a loop of our own where there is one plain environment."""
+        """As SB3's, in a loop of our own where there is one plain environment; only `_act` may round otherwise."""
         if is_plain(self, env, train_freq, replay_buffer):
             return collect(self, env, callback, train_freq, replay_buffer, *args, **kwargs)
         return super().collect_rollouts(env, callback, train_freq, replay_buffer, *args, **kwargs)
@@ -326,6 +326,7 @@ class SparseTD3(TD3):
             "last_rewirings",
             "_losses",
             "_update",
+            "_acting",
         ]
 
 

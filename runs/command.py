@@ -50,9 +50,8 @@ def _announce() -> None:
     """Show on standard error what the core has to say about things that take seconds."""
     shown = logging.StreamHandler()
     shown.setFormatter(logging.Formatter("sparse-agents: %(message)s"))
-    logger = logging.getLogger("sparse_core.compilation")
-    logger.setLevel(logging.INFO)
-    logger.handlers[:] = [shown]
+    logger = logging.getLogger("sparse_core")
+    logger.handlers[:], logger.propagate = [shown], False
 
 
 def _fail(message: str, code: int = 2) -> int:

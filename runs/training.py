@@ -112,7 +112,10 @@ def read_config(directory: Path) -> tuple[Settings, dict[str, Any]]:
         raise UserError(f"{directory} is not a directory; give the directory of a run")
     written = read_json(directory / "config.json", "config of a run")
     settings = Settings.from_config(written, str(directory / "config.json"))
-    _check_backends(written.get("backends"), directory / "config.json")
+    if "backends" not in written and settings.backend != AUTO:  # a run from before layers were settled one by one
+        written = {**written, "backends": None}
+    else:
+        _check_backends(written.get("backends"), directory / "config.json")
     return settings, written
 
 

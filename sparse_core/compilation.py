@@ -19,7 +19,7 @@ class _Announcer(event.Listener):
     def on_start(self, event: event.Event) -> None:
         if not self.said:
             self.said = True
-            logger.info("compiling kernels: once on this machine, about 10 seconds")
+            logger.warning("compiling kernels: once on this machine, about 10 seconds")
 
     def on_end(self, event: event.Event) -> None:
         pass

@@ -51,12 +51,25 @@ def fusible(*networks: nn.Module) -> bool:
         and all(len({_kind(layer) for layer in layers}) == 1 for layers in depth)
         and all(len({(layer.out_features, layer.in_features) for layer in layers}) == 1 for layers in depth)
         and all(_kind(layer) != "other" for layers in depth for layer in layers)
+        and not any(is_hooked(network) for network in networks)
+    )
+
+
+def is_hooked(network: nn.Module) -> bool:
+    """Whether somebody has a say in what modules compute or what gradients become."""
+    modules, parameters = list(network.modules()), list(network.parameters())
+    hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    return (
+        any(getattr(module, name) for module in modules for name in hooks)
+        or any("forward" in vars(module) for module in modules)
+        or any(parameter._backward_hooks for parameter in parameters)
+        or any(getattr(parameter, "_post_accumulate_grad_hooks", None) for parameter in parameters)
     )
 
 
 def _kind(layer: Linear) -> str:
     if isinstance(layer, nn.Linear):
-        return "dense" if layer.bias is not None else "other"
+        return "dense" if {"weight", "bias"} <= layer._parameters.keys() and layer.bias is not None else "other"
     frozen = bool(layer.frozen.numel() or layer.frozen_bias.numel())
     wide = layer.out_features > csr.WIDEST
     return "other" if frozen or layer.bias is None or wide or layer.backend not in ("csr", "gemm") else layer.backend
@@ -251,14 +264,20 @@ def _scratch(layer: Linear, like: FusedNetworks | None, number: int, index: int)
 
 
 class Watch:
-    """Notices when what `FusedNetworks` of these modules were bound to lies elsewhere, in microseconds."""
+    """Notices in microseconds when what `FusedNetworks` of these modules were bound to is no longer so."""
 
     def __init__(self, *modules: nn.Module) -> None:
         parts = [part for module in modules for part in module.modules()]
         self._holders = [part._parameters for part in parts if part._parameters]
+        self._children = [part._modules for part in parts if part._modules]
         self._layers = [part for part in parts if isinstance(part, SparseLinear)]
 
     def now(self) -> list[object]:
-        """Where the parameters are; indices move with values, or when the backend changes."""
+        """Where parameters are, whether they learn, what modules there are; indices move with values or backends."""
         parameters = [parameter for held in self._holders for parameter in held.values() if parameter is not None]
-        return [*(parameter.data_ptr() for parameter in parameters), *(layer.backend for layer in self._layers)]
+        return [
+            *(parameter.data_ptr() for parameter in parameters),
+            *(parameter.requires_grad for parameter in parameters),
+            *(id(child) for held in self._children for child in held.values()),
+            *(layer.generation for layer in self._layers),
+        ]

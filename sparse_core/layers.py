@@ -159,6 +159,8 @@ class SparseLinear(nn.Module):
     def use_backend(self, backend: str) -> None:
         """Let another backend multiply from now on; connections, values and gradients stay as they are."""
         BACKENDS[backend]  # an unknown name changes nothing
+        if backend == self.backend:
+            return
         for name in self._derived:
             delattr(self, name)
         self._bind(backend)
@@ -284,6 +286,8 @@ class SparseLinear(nn.Module):
     def _bind(self, backend: str) -> None:
         self._product: Callable[[Tensor, SparseLinear], Tensor] = BACKENDS[backend].product
         self.backend = backend
+        # Counts how often derived buffers were made anew: whoever keeps their addresses looks here.
+        self.generation = vars(self).get("generation", 0) + 1
 
     def _load_from_state_dict(
         self,

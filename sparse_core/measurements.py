@@ -48,6 +48,7 @@ class Measurements:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.header = {"format": FORMAT, "version": VERSION, "machine": machine_name(), "versions": _versions()}
+        self.header["processor_features"] = os.environ.get("NUMBA_CPU_FEATURES", "")
         name = hashlib.sha256(json.dumps(self.header, sort_keys=True).encode()).hexdigest()[:16]
         self.path = (default_folder() if folder is None else folder) / f"measured-{name}.json"
         self._cases = self._read()

@@ -17,7 +17,7 @@ from numba import carray, njit, prange  # type: ignore[attr-defined]
 from sparse_core.dense_kernels import dense_backward_inputs_block, dense_backward_values_block, dense_forward_block
 from sparse_core.fused import adam_block, polyak_block
 from sparse_core.kernels import backward_inputs_block, backward_values_block, forward_block, row_boundary
-from sparse_core.vectors import VECTOR_BYTES, pointer, vector_sum
+from sparse_core.vectors import UNIT, VECTOR_BYTES, pointer, vector_sum
 
 # One layer: a row of int64. A dense one has no connections to speak of (NNZ 0, no indices): VALUES is its matrix.
 (
@@ -51,10 +51,17 @@ def matrix_at(address: Any, rows: Any, columns: Any, like: Any) -> Any:
 
 @serial
 def slice_boundary(batch: Any, number: Any, slices: Any, like: Any) -> Any:
-    """First batch entry of a slice: whole vectors, as even as can be."""
+    """First batch entry of a slice, cut where tiles of the batch are cut anyway: sums keep their order.
+
+    That is after whole units of vectors. A batch of less than a unit is one tile; in two or more vectors it has the
+    same sums, so it may be cut into such parts.
+    """
     lanes = VECTOR_BYTES // vector_at(0, 0, like).itemsize
     vectors = (batch + lanes - 1) // lanes
-    return min(batch, vectors * number // slices * lanes)
+    if vectors >= UNIT:
+        return min(batch, (vectors + UNIT - 1) // UNIT * number // slices * UNIT * lanes)
+    parts = max(1, min(slices, vectors // 2))
+    return min(batch, vectors * min(number, parts) // parts * lanes)
 
 
 @serial

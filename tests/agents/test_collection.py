@@ -23,9 +23,11 @@ from torch import Tensor, nn
 import agents.td3
 from agents import Float32ReplayBuffer, SparseTD3
 from agents.collection import PlainActor, copy_info, is_plain
+from agents.fused_update import FusedActor
 from agents.policies import SparseTD3Policy
 
 STEPS = 45
+MAKE_ACTING = SparseTD3._make_acting
 
 
 @pytest.fixture(autouse=True)
@@ -245,6 +247,19 @@ def test_what_a_callback_writes_is_what_is_stored(train_freq: tuple[int, str]) -
     assert_same_results(ENVS["HalfCheetah"], lambda: Witness(meddle=rewrite), train_freq=train_freq)
 
 
+def test_compiled_acting_only_rounds_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SparseTD3, "_make_acting", MAKE_ACTING)
+    models = []
+    for kind in (SparseTD3, SB3Loop):  # one after the other: their environments share a space, and its generator
+        models.append(agent(reach(), kind, sparsity=0.6, period=10))
+        models[-1].learn(STEPS)
+    assert isinstance(models[0]._acting, FusedActor)
+    assert models[0].num_timesteps == models[1].num_timesteps == STEPS
+    for name in ("observations", "actions", "rewards", "dones", "timeouts"):
+        ours, theirs = (getattr(model.replay_buffer, name)[:STEPS] for model in models)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4, err_msg=name)
+
+
 class Noisy(FlattenExtractor):
     """Does not only flatten; draws while training, and only then."""
 
@@ -288,6 +303,17 @@ def shy() -> SparseTD3:
     return SparseTD3(Shy, reach(), learning_starts=20, batch_size=16, buffer_size=400, device="cpu")
 
 
+class Viewer(SparseTD3Policy):
+    """Sees observations in its own way."""
+
+    def obs_to_tensor(self, observation: Any) -> Any:
+        return super().obs_to_tensor(0.1 * observation)
+
+
+def viewer() -> SparseTD3:
+    return SparseTD3(Viewer, reach(), learning_starts=20, batch_size=16, buffer_size=400, device="cpu")
+
+
 def vectorized(count: int = 1) -> DummyVecEnv:
     return DummyVecEnv([lambda: Monitor(reach())] * count)
 
@@ -316,6 +342,7 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "n-step": lambda: agent(n_steps=3),
     "a subclass's exploration": lambda: agent(kind=Sampler, sparsity=0.5),
     "a policy's actions": shy,
+    "a policy's view": viewer,
     "a wrapped step": lambda: agent(stepping_by_hand()),
     "two dimensions": lambda: agent(Tall(reach())),
 }

@@ -1,7 +1,13 @@
 """The update without autograd: what it takes on, that it equals autograd's, and that it follows its agent."""
 
 import copy
+import json
+import os
+import subprocess
+import sys
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -158,8 +164,6 @@ def test_agents_it_takes_on(case: str) -> None:
 
 
 def test_without_numba_autograd_takes_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     for name in ("agents.fused_update", "sparse_core.fused_networks"):
         monkeypatch.setitem(sys.modules, name, None)
     model = fill(agent(backend="gemm"))
@@ -190,21 +194,97 @@ def move_by_hand(model: SparseTD3, other: SparseTD3) -> None:
     model.critic_sparsifier.update()
 
 
-MEDDLERS = (load_state, load_optimizers, change_backends, replace_a_parameter, move_by_hand)
+def there_and_back(model: SparseTD3, other: SparseTD3) -> None:
+    for backend in ("gemm", "csr"):
+        model.policy.use_backends(dict.fromkeys(model.backends, backend))
+    load_state(model, other)
+
+
+def stop_a_layer(model: SparseTD3, other: SparseTD3) -> None:
+    model.critic.qf0[0].requires_grad_(False)
+
+
+def exchange_a_module(model: SparseTD3, other: SparseTD3) -> None:
+    model.critic.qf0[1] = nn.ELU()
+
+
+def change_betas(model: SparseTD3, other: SparseTD3) -> None:
+    model.critic.optimizer.param_groups[0]["betas"] = (0.5, 0.9)
+
+
+def exchange_moments(model: SparseTD3, other: SparseTD3) -> None:
+    for state in model.critic.optimizer.state.values():
+        state["exp_avg"] = torch.zeros_like(state["exp_avg"])
+
+
+MEDDLERS = (
+    load_state, load_optimizers, change_backends, replace_a_parameter, move_by_hand,
+    there_and_back, stop_a_layer, exchange_a_module, change_betas, exchange_moments,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("meddle", MEDDLERS)
 def test_follows_what_happens_between_two_calls(meddle: Callable[[SparseTD3, SparseTD3], None]) -> None:
     other = fill(agent(seed=1))
     other.train(25, 16)  # two changes: ages of every connection
-    models = [agent(period=1000), autograd(agent(period=1000))]
+    models = [agent(period=1000, backend="csr"), autograd(agent(period=1000, backend="csr"))]
     for model in models:
         set_random_seed(3)
         fill(model).train(5, 16)
         meddle(model, other)
         model.train(5, 16)
-    assert isinstance(models[0]._update, FusedUpdate)
+    assert isinstance(models[0]._update, AutogradUpdate if meddle in (stop_a_layer, exchange_a_module) else FusedUpdate)
     assert_same(*models, 1e-5)
+
+
+def test_a_step_hook_is_called() -> None:
+    model, calls = fill(agent()), []
+    model.critic.optimizer.register_step_pre_hook(lambda *_: calls.append(1))
+    model.train(3, 16)
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ELU])
+def test_a_loaded_agent_acts_as_it_learns(activation: type[nn.Module], tmp_path: Path) -> None:
+    model = agent(policy_kwargs=dict(net_arch=[16, 16], activation_fn=activation))
+    model.learn(30)
+    model.save(tmp_path / "agent.zip")
+    with zipfile.ZipFile(tmp_path / "agent.zip") as archive:
+        assert not {"_acting", "_update"} & json.loads(archive.read("data")).keys()
+    loaded = SparseTD3.load(tmp_path / "agent.zip", env=reach())
+    loaded.learn(40)
+    observation = np.ones((1, 3))
+    with torch.no_grad():
+        expected = loaded.actor(torch.ones(1, 3)).numpy()
+    np.testing.assert_allclose(loaded._act(observation), expected, rtol=0, atol=1e-6)
+
+
+CHECKED = """
+import numpy as np
+from agents import td3_kernels
+
+def gathered(last):
+    ring, flat, batch = np.zeros((5, 2, 3), np.float32), np.zeros((5, 2), np.float32), np.zeros(4, np.float32)
+    x = np.zeros((6, 4), np.float32)
+    places, environments = np.array([0, 4, 2, last]), np.array([0, 1, 1, 0])
+    td3_kernels.gather(ring, ring, ring, flat, flat, flat, places, environments, 0.9, x, x.copy(), batch, batch.copy())
+
+gathered(4)
+print("inside")
+try:
+    gathered(5)
+except IndexError:
+    print("outside")
+"""
+
+
+def test_rows_are_read_within_the_ring(tmp_path: Path) -> None:
+    environment = os.environ | {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
+    root = Path(td3_kernels.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", CHECKED], env=environment, cwd=root, capture_output=True, text=True, timeout=200
+    )
+    assert done.stdout.split() == ["inside", "outside"], done.stderr[-2000:]
 
 
 def test_target_values_by_hand() -> None:

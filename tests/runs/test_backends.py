@@ -166,3 +166,13 @@ def test_a_backend_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_the_list_of_backends(capsys: pytest.CaptureFixture[str]) -> None:
     assert main("list", "backends") == 0
     assert capsys.readouterr().out.split() == ["gemm", "csr", "rows", "auto"]
+
+
+def test_a_run_from_before_layers_were_settled_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = train(tmp_path / "run", backend="gemm")
+    edit(directory / "config.json", lambda config: config.pop("backends"))
+    (directory / "result.json").rename(tmp_path / "result.json")
+    assert main("resume", directory) == 0
+    assert main("evaluate", directory, "--episodes", "1") == 0
+    expected = json.loads((tmp_path / "result.json").read_text())
+    assert result_of(directory)["curve"] == expected["curve"]

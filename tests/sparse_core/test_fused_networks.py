@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sparse_core import Adam, Rewiring, SparseLinear, Topology
+from sparse_core import Adam, Rewiring, SparseLinear, Topology, kernels
 from sparse_core.fused_networks import FusedNetworks, fusible
 from sparse_core.fused_optimizer import FusedAdam, FusedPolyak
 
@@ -109,11 +109,12 @@ def test_some_input_gradients() -> None:
     assert fused.input_gradients[0, [0, 1, 2, 3, 4, 8]].isnan().all()
 
 
-@pytest.mark.parametrize("batch", [100, 256])
-def test_results_do_not_depend_on_the_threads(batch: int) -> None:
-    # Wide enough that work is shared out.
-    networks = [network([40, 300, 300, 1], ["csr"] * 3, torch.float32, seed) for seed in (0, 50)]
-    inputs = torch.randn(40, batch, generator=seeded(1))
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("batch", [16, 32, 64, 72, 100, 128, 144, 192, 256, 272, 512])
+def test_results_do_not_depend_on_the_threads(batch: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "SHARE", 1)  # share out whatever there is
+    networks = [network([20, 90, 30, 1], ["csr", "dense", "csr"], dtype, seed) for seed in (0, 50)]
+    inputs = torch.randn(20, batch, generator=seeded(1), dtype=dtype)
     results = []
     before = torch.get_num_threads()
     for threads in (1, 2):
@@ -122,7 +123,7 @@ def test_results_do_not_depend_on_the_threads(batch: int) -> None:
         for alone in (fused, fused.first()):
             alone.forward()
             alone.output_gradients.fill_(0.5)
-            alone.backward((0, 40))
+            alone.backward((0, 20))
             alone.gradients()
             found = [alone.outputs, alone.input_gradients, *(gradient for _, gradient in alone.parameters())]
             results.append([tensor.clone() for tensor in found])
@@ -165,8 +166,22 @@ REFUSED: dict[str, Callable[[], list[nn.Module]]] = {
     "different kinds": lambda: [network([2, 3], [kind], torch.float32, 0) for kind in ("csr", "gemm")],
     "other backend": lambda: [nn.Sequential(SparseLinear(4, 3, sparsity=0.5, backend="rows"))],
     "frozen": lambda: [frozen()],
+    "hook on a module": lambda: [hooked(lambda net: net[0].register_forward_hook(print))],
+    "hook on a gradient": lambda: [hooked(lambda net: net[0].bias.register_hook(lambda gradient: 0 * gradient))],
+    "hook after a gradient": lambda: [hooked(lambda net: net[0].bias.register_post_accumulate_grad_hook(print))],
+    "own forward": lambda: [hooked(lambda net: setattr(net, "forward", print))],
+    "weight made by others": lambda: [
+        hooked(lambda net: net[0].__dict__.update(weight=net[0]._parameters.pop("weight")))
+    ],
     "transposed weight": lambda: [transposed()],
 }
+
+
+def hooked(meddle: Callable[[Any], object]) -> nn.Module:
+    one = nn.Sequential(nn.Linear(2, 3))
+    assert fusible(one)
+    meddle(one)
+    return one
 
 
 def frozen() -> nn.Module:
