@@ -1,7 +1,7 @@
 """Compiled updates of 1-D arrays: Adam with an age per connection, and Polyak averaging, each in one pass.
 
-As `kernels`: importing this file imports Numba, a `…_block` works on entries start … stop-1 in one thread, the
-plain name on all entries and as many threads as they are worth.
+As `kernels`: importing this file imports Numba, and a `…_block` works on entries start … stop-1 in one thread;
+`passes` runs them over many tensors.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import njit, types
 from numba.extending import intrinsic
 
 from sparse_core.threads import thread_count
@@ -22,7 +22,6 @@ from sparse_core.vectors import I32, I64, Lanes, loop
 SHARE = 1 << 15  # entries that are worth a thread of their own
 
 serial = njit(cache=True, nogil=True, error_model="numpy")
-threaded = njit(cache=True, nogil=True, error_model="numpy", parallel=True)
 
 
 def corrections(beta: float, dtype: torch.dtype, age: int) -> Any:
@@ -141,55 +140,6 @@ def polyak_block(target: Any, source: Any, tau: Any, start: Any, stop: Any) -> N
     share, rest = target.dtype.type(tau), target.dtype.type(1 - tau)
     for k in range(start, stop):
         target[k] = rest * target[k] + share * source[k]
-
-
-@threaded
-def adam_threaded(
-    values: Any, gradients: Any, first: Any, second: Any, ages: Any, first_corrections: Any, second_corrections: Any,
-    lr: Any, beta1: Any, beta2: Any, eps: Any, decay: Any, decoupled: Any, threads: Any,
-) -> None:  # fmt: skip
-    """`adam_block` over everything, on `threads` threads."""
-    count = values.shape[0]
-    for task in prange(threads):
-        adam_block(
-            values, gradients, first, second, ages, first_corrections, second_corrections,
-            lr, beta1, beta2, eps, decay, decoupled, count * task // threads, count * (task + 1) // threads,
-        )  # fmt: skip
-
-
-@threaded
-def polyak_threaded(target: Any, source: Any, tau: Any, threads: Any) -> None:
-    """`polyak_block` over everything, on `threads` threads."""
-    count = target.shape[0]
-    for task in prange(threads):
-        polyak_block(target, source, tau, count * task // threads, count * (task + 1) // threads)
-
-
-def adam(
-    values: Any, gradients: Any, first: Any, second: Any, ages: Any, first_corrections: Any, second_corrections: Any,
-    lr: float, beta1: float, beta2: float, eps: float, decay: float = 0.0, decoupled: bool = False,
-) -> None:  # fmt: skip
-    """One step of `sparse_core.Adam` in place, for 1-D arrays and an int32 age per entry or one for all.
-
-    The two tables of `corrections` must reach the oldest age after this step, or be as long as they get.
-    """
-    arrays = (values, gradients, first, second, ages, first_corrections, second_corrections)
-    threads = threads_for_entries(values.shape[0])
-    if threads > 1:
-        adam_threaded(*arrays, lr, beta1, beta2, eps, decay, decoupled, threads)
-    else:
-        adam_block(*arrays, lr, beta1, beta2, eps, decay, decoupled, 0, values.shape[0])
-    if ages.shape[0] != values.shape[0]:
-        ages += 1
-
-
-def polyak(target: Any, source: Any, tau: float) -> None:
-    """Target = (1 - τ) target + τ source in place, for 1-D arrays."""
-    threads = threads_for_entries(target.shape[0])
-    if threads > 1:
-        polyak_threaded(target, source, tau, threads)
-    else:
-        polyak_block(target, source, tau, 0, target.shape[0])
 
 
 def threads_for_entries(count: int) -> int:
