@@ -30,12 +30,12 @@ def by_onednn(left: Tensor, right: Tensor) -> bool:
     )
 
 
-def multiply(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """Left @ right for matrices outside autograd; in `out` where that costs nothing, else in a new tensor."""
+def multiply(left: Tensor, right: Tensor) -> Tensor:
+    """Left @ right for matrices, outside autograd."""
     if by_onednn(left, right):
         product: Tensor = _ONEDNN(left, right.T, None, "none", [], "")
         return product
-    return torch.mm(left, right) if out is None else torch.mm(left, right, out=out)
+    return torch.mm(left, right)
 
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
