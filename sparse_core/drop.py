@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,10 +12,27 @@ from sparse_core.draws import largest, sample_distinct
 from sparse_core.registry import Registry
 from sparse_core.view import LayerView
 
-DropRule = Callable[[LayerView, int], Tensor]
+Choice = Callable[[LayerView, int], Tensor]
+
+
+class DropRule(NamedTuple):
+    """A drop rule, and whether it needs the importance of connections."""
+
+    choose: Choice
+    needs_importance: bool
+
 
 DROP_RULES: Registry[DropRule] = Registry("drop rule")
-drop_rule = DROP_RULES.register
+
+
+def drop_rule(name: str, *, needs_importance: bool = False) -> Callable[[Choice], Choice]:
+    """Decorator: the function is the drop rule `name` from now on."""
+
+    def register(choose: Choice) -> Choice:
+        DROP_RULES.add(name, DropRule(choose, needs_importance))
+        return choose
+
+    return register
 
 
 @drop_rule("magnitude")
@@ -42,3 +60,9 @@ def weakest_of_each_sign(view: LayerView, count: int) -> Tensor:
 def any_connections(view: LayerView, count: int) -> Tensor:
     """Drop uniformly at random: the control that every other rule must beat."""
     return sample_distinct(view.count, count, view.generator)
+
+
+@drop_rule("importance", needs_importance=True)
+def least_important(view: LayerView, count: int) -> Tensor:
+    """Drop the connections that have lowered the loss least since the last change (SpaceNet, arXiv:2007.07617)."""
+    return largest(-view.importance.connections, count)

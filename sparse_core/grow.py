@@ -10,24 +10,25 @@ from torch import Tensor
 from sparse_core.registry import Registry
 from sparse_core.view import LayerView
 
+Choice = Callable[[LayerView, int], Tensor]
+
 
 class GrowRule(NamedTuple):
-    """A grow rule, and whether it needs captured inputs and output gradients."""
+    """A grow rule, and whether it needs captured inputs and output gradients, or the importance of connections."""
 
-    choose: Callable[[LayerView, int], Tensor]
+    choose: Choice
     needs_capture: bool
+    needs_importance: bool
 
 
 GROW_RULES: Registry[GrowRule] = Registry("grow rule")
 
 
-def grow_rule(
-    name: str, *, needs_capture: bool = False
-) -> Callable[[Callable[[LayerView, int], Tensor]], Callable[[LayerView, int], Tensor]]:
+def grow_rule(name: str, *, needs_capture: bool = False, needs_importance: bool = False) -> Callable[[Choice], Choice]:
     """Decorator: the function is the grow rule `name` from now on."""
 
-    def register(choose: Callable[[LayerView, int], Tensor]) -> Callable[[LayerView, int], Tensor]:
-        GROW_RULES.add(name, GrowRule(choose, needs_capture))
+    def register(choose: Choice) -> Choice:
+        GROW_RULES.add(name, GrowRule(choose, needs_capture, needs_importance))
         return choose
 
     return register
@@ -43,3 +44,9 @@ def anywhere(view: LayerView, count: int) -> Tensor:
 def steepest(view: LayerView, count: int) -> Tensor:
     """Grow where the dense gradient would be largest in size (RigL, arXiv:1911.11134), streamed and exact."""
     return view.strongest_gradients(count)
+
+
+@grow_rule("importance", needs_importance=True)
+def between_important_neurons(view: LayerView, count: int) -> Tensor:
+    """Grow between the most important neurons, by the product of both ends (SpaceNet, arXiv:2007.07617), streamed."""
+    return view.most_important_pairs(count)

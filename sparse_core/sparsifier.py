@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from sparse_core.draws import among, generators
 from sparse_core.drop import DROP_RULES
 from sparse_core.grow import GROW_RULES
+from sparse_core.importance import PathImportance
 from sparse_core.layers import SparseLinear, sparse_layers
 from sparse_core.optimizer_state import carry_state, check_elementwise
 from sparse_core.presets import PRESETS
@@ -44,6 +46,7 @@ class Sparsifier:
         capture_stride: steps in which one such batch comes (an actor updated every second step: 2).
         birth: value of a new connection.
         constraints: per layer name, where growth is allowed.
+        importance: gathers the importance of connections; made where a rule needs it and none is given.
         followers: models with the same sparse layers that take the same changes (target networks).
         seed: of the topology's generators, one per layer, on the CPU.
 
@@ -69,6 +72,7 @@ class Sparsifier:
         capture_stride: int = 1,
         birth: float = 0.0,
         constraints: Mapping[str, Constraint] | None = None,
+        importance: PathImportance | None = None,
         followers: Iterable[nn.Module] = (),
         seed: int | None = None,
     ) -> None:
@@ -120,7 +124,28 @@ class Sparsifier:
         self.steps = 0
         self.changes = 0
         self._pending = False
+        self._gather(importance)
         self._arm()
+
+    def _gather(self, importance: PathImportance | None) -> None:
+        """Have the optimizer's own steps gather importance, where it was asked for or a rule needs it."""
+        if importance is None and any(rule is not None and rule.needs_importance for rule in (self._drop, self._grow)):
+            importance = PathImportance(self.layers)
+        self.importance = importance
+        self._hooks: list[RemovableHandle] = []
+        if importance is not None:
+            self._hooks = [
+                self.optimizer.register_step_pre_hook(lambda *_: importance.before_step()),
+                self.optimizer.register_step_post_hook(lambda *_: importance.after_step()),
+            ]
+
+    def detach(self) -> None:
+        """Let go of layers and optimizer: nothing is captured or gathered for this sparsifier any more."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        for layer in self.layers.values():
+            layer.capture = None
 
     @classmethod
     def preset(cls, name: str, model: nn.Module, optimizer: Optimizer, **overrides: Any) -> Sparsifier:
@@ -169,22 +194,29 @@ class Sparsifier:
             layer.capture = None
         for name, rewiring in rewirings.items():
             self._apply(name, rewiring)
+        if self.importance is not None:
+            self.importance.rewired(rewirings)
         self.changes += any(rewiring.dropped.numel() for rewiring in rewirings.values())
         return rewirings
 
     def _rewiring(self, name: str, layer: SparseLinear, fraction: float) -> Rewiring:
         assert self._drop is not None
         assert self._grow is not None
+        constraint = self.constraints.get(name, Constraint())
+        blocked = layer.topology.positions
+        if constraint.taken is not None:
+            blocked = torch.cat([blocked, constraint.taken]).unique()
         view = LayerView(
-            layer.shape, layer.positions.to("cpu", copy=True), layer.values.detach().to("cpu", copy=True),
-            layer.topology.positions, self._generators[name], layer.capture, self.constraints.get(name, Constraint()),
+            layer.shape, layer.positions.to("cpu", copy=True), layer.strengths.detach().to("cpu", copy=True),
+            blocked, self._generators[name], layer.capture, constraint,
+            None if self.importance is None else self.importance.signals(name),
         )  # fmt: skip
         if not bool(torch.isfinite(view.values).all()):
             raise FloatingPointError(f"layer {name!r} has values that are not finite: training has diverged")
         count = int(fraction * view.count + 1e-9)
         if self.regrow == "no":
             count = min(count, view.vacant_count)
-        dropped = self._drop(view, count)
+        dropped = self._drop.choose(view, count)
         self._check(self._names[0], dropped, count, view.count)
         after = view
         if self.regrow != "no":
@@ -193,7 +225,7 @@ class Sparsifier:
             # Constraints may forbid the very positions that were dropped.
             if after.vacant_count < count:
                 count = view.vacant_count
-                dropped, after = self._drop(view, count), view
+                dropped, after = self._drop.choose(view, count), view
         grown = self._grow.choose(after, count)
         self._check(self._names[1], grown, count, layer.shape[0] * layer.shape[1])
         if bool(among(grown, after.blocked).any()):
@@ -223,6 +255,8 @@ class Sparsifier:
         movable_biases = 0 if layer.bias is None else layer.bias.numel()
         rewiring, kept = layer.freeze(positions, biases)
         carry_state(self.optimizer, layer.values, rewiring)
+        if self.importance is not None:
+            self.importance.frozen(name, rewiring)
         if layer.bias is not None and kept.numel() < movable_biases:
             arange = torch.arange(movable_biases)
             fewer = Rewiring((1, movable_biases), arange, kept, kept, arange[~torch.isin(arange, kept)], arange[:0])
@@ -267,6 +301,7 @@ class Sparsifier:
             "captures": {
                 name: layer.capture.state() for name, layer in self.layers.items() if layer.capture is not None
             },
+            "importance": None if self.importance is None else self.importance.state_dict(),
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -277,6 +312,8 @@ class Sparsifier:
                 "build the model as it was when it was saved"
             )
         self.steps, self.changes, self._pending = state["steps"], state["changes"], state["pending"]
+        if self.importance is not None and state.get("importance") is not None:
+            self.importance.load_state_dict(state["importance"])
         for name, layer in self.layers.items():
             self._generators[name].set_state(state["generators"][name])
             layer.capture = None

@@ -9,15 +9,21 @@ import torch
 from torch import Tensor
 
 from sparse_core.draws import sample_outside
+from sparse_core.importance import Signals
 from sparse_core.signals import Capture, streamed_largest
 
 
 @dataclass(frozen=True, eq=False)
 class Constraint:
-    """Where growth is allowed: these outputs and inputs (indices; None: all). The core never asks why."""
+    """Where growth is allowed: these outputs and inputs (indices; None: all), less what is taken.
+
+    The core never asks why.
+    """
 
     outputs: Tensor | None = None
     inputs: Tensor | None = None
+    taken: Tensor | None = None
+    """Flat positions, ascending, that belong to somebody else: nothing may grow there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +37,17 @@ class LayerView:
     generator: torch.Generator
     capture: Capture | None = None
     constraint: Constraint = Constraint()
+    signals: Signals | None = None
+
+    @property
+    def importance(self) -> Signals:
+        """Importance of connections and neurons, for rules that are registered as needing it."""
+        if self.signals is None:
+            raise RuntimeError(
+                "this rule needs the importance of connections, but none was gathered; register it with "
+                "`needs_importance=True` and let a `Sparsifier` run it"
+            )
+        return self.signals
 
     @property
     def count(self) -> int:
@@ -88,6 +105,22 @@ class LayerView:
             scores[inside.to(scores.device)] = -torch.inf
             scores[:, shut_inputs.to(scores.device)] = -torch.inf
             return scores
+
+        return streamed_largest(self.shape, count, self.blocked, rows)
+
+    def most_important_pairs(self, count: int) -> Tensor:
+        """The `count` positions with the largest importance of output × input where growth is allowed, ascending.
+
+        Exact, streamed in row blocks, like `strongest_gradients`.
+        """
+        signals, allowed = self.importance, torch.zeros(self.shape[1], dtype=torch.bool)
+        allowed[self._inputs] = True
+        outputs = torch.full_like(signals.outputs, -torch.inf)
+        outputs[self._outputs] = signals.outputs[self._outputs]
+
+        def rows(start: int, stop: int) -> Tensor:
+            never = (outputs[start:stop] == -torch.inf)[:, None] | ~allowed
+            return (signals.outputs[start:stop, None] * signals.inputs).masked_fill_(never, -torch.inf)
 
         return streamed_largest(self.shape, count, self.blocked, rows)
 

@@ -1,0 +1,28 @@
+"""One row of the accuracy matrix: every task's data scored once, with and without the task known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from continual.learner import Learner
+
+Samples = tuple[Tensor, Tensor]
+
+
+@torch.no_grad()
+def accuracy_rows(
+    learner: Learner, tasks: Sequence[Samples], batch_size: int = 2048
+) -> tuple[list[float], list[float]]:
+    """Accuracy on each task's samples (x, y), as fractions: with the task not known, and with it known."""
+    without, within = [], []
+    for number, (x, y) in enumerate(tasks):
+        right_class = right_task = 0
+        for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
+            right_class += int((learner.class_scores(images).argmax(1) == labels).sum())
+            right_task += int((learner.task_scores(images, number).argmax(1) == labels).sum())
+        without.append(right_class / len(y))
+        within.append(right_task / len(y))
+    return without, within

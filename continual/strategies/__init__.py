@@ -1,0 +1,1 @@
+"""One file per strategy: its docstring is the summary, `build` makes the learner."""

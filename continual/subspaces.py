@@ -1,0 +1,513 @@
+"""The loop that all sparse continual learners share: allocate, train, freeze, reserve; as an Avalanche strategy."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from avalanche.training.plugins.evaluation import default_evaluator
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor, nn
+
+from continual.heads import HEADS, Targets
+from continual.learner import Costs
+from continual.ledger import Grant, TaskLedger
+from continual.loading import InMemory
+from continual.networks import (
+    Connections,
+    SubspaceNetwork,
+    all_biases,
+    connect,
+    frozen_connections,
+    merged,
+    movable_connections,
+)
+from continual.options import Sizes, SubspaceOptions, accepting
+from sparse_core import Constraint, SparseLinear, Sparsifier, generators
+from sparse_core.draws import among, largest
+from sparse_core.importance import PathImportance
+
+log = logging.getLogger(__name__)
+
+_DRAWS = ("allocation", "weights", "batches", "outliers")
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is known of a task: its classes and units, and under strict isolation what stood when it ended."""
+
+    classes: tuple[int, ...]
+    units: Tensor
+    label: int | None
+    """Avalanche's task label, where the benchmark gives each task one of its own."""
+    connections: dict[str, Connections]
+    biases: dict[str, Tensor]
+    norms: dict[str, dict[str, Tensor]]
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Within this block the network is in evaluation mode."""
+    training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(training)
+
+
+class SubspaceStrategy(InMemory, SupervisedTemplate):
+    """A sparse subspace for each task, in one network; use it like any Avalanche strategy.
+
+    When a task begins, free neurons are selected and connections drawn between them; while it trains,
+    connections are dropped and grown there after every epoch but the last; when it ends, they are
+    frozen and its most important neurons reserved.
+
+    Args:
+        model: a `SubspaceNetwork`; its connections come with the tasks.
+        optimizer: any elementwise torch optimizer over the model's parameters; its state begins anew at each task.
+        criterion: loss of logits and class indices.
+        train_mb_size: samples in a training batch.
+        train_epochs: epochs of each task.
+        eval_mb_size: samples in an evaluation batch.
+        device: where to compute.
+        plugins: Avalanche plugins.
+        evaluator: Avalanche's evaluation plugin.
+        eval_every: as in Avalanche.
+        seed: of every draw; None takes one from torch's global generator.
+        multi_head: whether each task has units of its own for the same labels (permuted tasks).
+        labels: number of labels; the model's units by default.
+        **options: of `SubspaceOptions`; `sizes` left out fits five tasks.
+    """
+
+    @accepting(SubspaceOptions)
+    def __init__(
+        self,
+        *,
+        model: SubspaceNetwork,
+        optimizer: torch.optim.Optimizer,
+        criterion: nn.Module | None = None,
+        train_mb_size: int = 128,
+        train_epochs: int = 4,
+        eval_mb_size: int | None = 1024,
+        device: str | torch.device = "cpu",
+        plugins: Sequence[Any] | None = None,
+        evaluator: Any = default_evaluator,
+        eval_every: int = -1,
+        seed: int | None = None,
+        multi_head: bool = False,
+        labels: int | None = None,
+        **options: Any,
+    ) -> None:
+        if not isinstance(model, SubspaceNetwork):
+            raise TypeError(f"`model` must be a `SubspaceNetwork`, got {type(model).__name__}; make one of its layers")
+        chosen = {**self.defaults(), **options}
+        chosen.setdefault("sizes", Sizes.fitting([*model.shapes.values()], 2, 5))
+        self.options = SubspaceOptions(**chosen)
+        super().__init__(
+            model=model, optimizer=optimizer, criterion=criterion or nn.CrossEntropyLoss(), device=device,
+            train_mb_size=train_mb_size, train_epochs=train_epochs, eval_mb_size=eval_mb_size, plugins=plugins,
+            evaluator=evaluator, eval_every=eval_every,
+        )  # fmt: skip
+        self.network = model
+        self.multi_head = multi_head
+        self.labels = model.units if labels is None else labels
+        self.ledger = TaskLedger(model.shapes, shared_inputs=self.options.read_reserved)
+        self.tasks: list[Task] = []
+        self.grants: dict[str, Grant] = {}
+        self.sparsifier: Sparsifier | None = None
+        self.epochs_done = 0
+        self.seed = int(torch.randint(2**63 - 1, ())) if seed is None else seed
+        self._draws = generators(self.seed, *_DRAWS)
+        self._batch_generator = self._draws["batches"]
+        self._views: dict[int, SubspaceNetwork] = {}
+        self._current: Task | None = None
+        self._resumed: Mapping[str, Any] | None = None
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The options in which a strategy differs from `SubspaceOptions`."""
+        return {}
+
+    @property
+    def strict(self) -> bool:
+        """Whether a task reads only what stood when it ended."""
+        return self.options.isolation == "strict"
+
+    # ---- one task, from its first connection to its reservation
+
+    def check_model_and_optimizer(self, **kwargs: Any) -> None:
+        """Avalanche's, then the task begins: the first `make_optimizer` there wipes optimizer state."""
+        super().check_model_and_optimizer(**kwargs)
+        if self._resumed is not None:
+            self._continue_task()
+        else:
+            self._begin_task()
+
+    def _begin_task(self) -> None:
+        number = len(self.tasks)
+        task = self._task_of(self.experience, number)
+        grants = self._plan(task)  # nothing has changed yet if this fails
+        self._reclaim(grants)
+        self._current, self.grants, self.epochs_done = task, grants, 0
+        for name, layer in self.network.chain.items():
+            positions = grants[name].positions
+            new = Connections(positions, self._initial(layer, positions).to(layer.values))
+            frozen = self._visible(name, number) if self.strict else frozen_connections(layer)
+            bias, fixed = self._initial_biases(name, layer)
+            connect(layer, frozen, new, bias, fixed)
+        if self.strict:
+            for norm in self.network.norm_of.values():
+                norm.begin()
+        self.optimizer.state = defaultdict(dict)
+        self.sparsifier = self._make_sparsifier()
+
+    def _plan(self, task: Task) -> dict[str, Grant]:
+        """Neurons and first connections of a task that begins."""
+        return self.ledger.plan(
+            self.options.sizes.demands(self.ledger.names), self._trained_units(task), self._draws["allocation"],
+            policy=self.options.policy, worth=self._worth,
+        )  # fmt: skip
+
+    def _trained_units(self, task: Task) -> Tensor:
+        """Outputs that take part in a task's training, ascending."""
+        return task.units
+
+    def _task_of(self, experience: Any, number: int) -> Task:
+        classes = tuple(sorted(int(label) for label in experience.classes_in_this_experience))
+        if classes[-1] >= self.labels:
+            raise ValueError(f"task {number + 1} has a class {classes[-1]}, the learner knows 0 to {self.labels - 1}")
+        first = number * self.labels if self.multi_head else 0
+        units = torch.tensor(classes) + first
+        if int(units[-1]) >= self.network.units:
+            raise ValueError(
+                f"task {number + 1} needs output {int(units[-1])}, the network has {self.network.units}; "
+                "give it units for every task and label"
+            )
+        known = {int(label) for label in getattr(experience, "task_labels", [])}
+        return Task(classes, units, known.pop() if len(known) == 1 else None, {}, {}, {})
+
+    def _initial(self, layer: SparseLinear, positions: Tensor) -> Tensor:
+        """Values of new connections, drawn in the order of their positions."""
+        (outputs, inputs), each = layer.topology.shape, layer.values.shape[1:]
+        size = (positions.numel(), *each)
+        drawn = torch.rand(size, generator=self._draws["weights"], dtype=layer.values.dtype) * 2 - 1
+        if self.options.init == "xavier":
+            return drawn * (6 / ((inputs + outputs) * each.numel())) ** 0.5
+        fan_in = torch.bincount(positions // inputs, minlength=outputs)[positions // inputs] * each.numel()
+        return drawn * (3 / fan_in).sqrt().view(-1, *[1] * len(each))
+
+    def _initial_biases(self, name: str, layer: SparseLinear) -> tuple[Tensor, Tensor]:
+        """Biases to begin a task with, and those that stay as they are: other units' always."""
+        assert self._current is not None
+        if name == self.ledger.names[-1]:
+            others = torch.ones(self.network.units, dtype=torch.bool)
+            others[self._trained_units(self._current)] = False
+            return all_biases(layer), others.nonzero().squeeze(1)
+        if self.strict:
+            return all_biases(layer).zero_(), torch.empty(0, dtype=torch.int64)
+        return all_biases(layer), layer.frozen_bias.cpu().long()
+
+    def _visible(self, name: str, number: int) -> Connections:
+        """Earlier connections that task `number` reads in a layer, as they stood when their tasks ended."""
+        layer = self.network.chain[name]
+        nothing = Connections(torch.empty(0, dtype=torch.int64), layer.values.detach()[:0].cpu())
+        if self.options.reads == "own" or name == self.ledger.names[-1]:
+            return nothing
+        return merged([nothing, *(task.connections[name] for task in self.tasks[:number])])
+
+    def _make_sparsifier(self) -> Sparsifier:
+        iterations = len(self.dataloader)
+        number, last = len(self.tasks), self.ledger.names[-1]
+        nowhere = torch.empty(0, dtype=torch.int64)
+        constraints = {
+            name: Constraint(nowhere if name == last else grant.outputs, grant.inputs, self.ledger.taken(name))
+            for name, grant in self.grants.items()
+        }
+        options = self.options
+        seed = int(np.random.SeedSequence(self.seed, spawn_key=(number,)).generate_state(1)[0])
+        return Sparsifier(
+            self.network, self.optimizer, drop=options.drop, grow=options.grow, drop_fraction=options.drop_fraction,
+            schedule=options.schedule, period=max(iterations, 1), total_steps=max(iterations * self.train_epochs, 1),
+            stop=(self.train_epochs - 1) / max(self.train_epochs, 1), constraints=constraints,
+            importance=self._make_importance(), seed=seed,
+        )  # fmt: skip
+
+    def _make_importance(self) -> PathImportance:
+        return PathImportance(self.network.chain, self.network.upstream)
+
+    def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
+        """Avalanche's loop over epochs, from the first one that has not been trained yet."""
+        for _ in range(self.epochs_done, self.train_epochs):
+            self._before_training_epoch(**kwargs)
+            if self._stop_training:
+                self._stop_training: bool = False
+                break
+            self.training_epoch(**kwargs)
+            self.epochs_done += 1
+            self._after_training_epoch(**kwargs)
+
+    def _after_update(self, **kwargs: Any) -> None:
+        super()._after_update(**kwargs)
+        assert self.sparsifier is not None
+        self.sparsifier.step()
+
+    def _after_training_exp(self, **kwargs: Any) -> None:
+        """The task ends before plugins hear of it, so that a last evaluation sees it closed."""
+        self._end_task()
+        super()._after_training_exp(**kwargs)
+
+    def _end_task(self) -> None:
+        assert self._current is not None
+        assert self.sparsifier is not None
+        assert self.sparsifier.importance is not None
+        chain = self.network.chain
+        scores = {name: self.sparsifier.importance.signals(name).outputs for name in self.ledger.hidden}
+        reserved = {name: self._reserve(self.grants[name], scores[name]) for name in self.ledger.hidden}
+        own = {name: movable_connections(layer) for name, layer in chain.items()}
+        if self.strict:
+            self._current.connections.update(own)
+            self._current.biases.update({name: all_biases(layer) for name, layer in chain.items()})
+            self._current.norms.update({name: norm.content() for name, norm in self.network.norm_of.items()})
+        self.sparsifier.detach()
+        self.sparsifier = None
+        self.ledger.close_task({name: part.positions for name, part in own.items()}, reserved, scores)
+        if not self.strict:
+            for name, layer in chain.items():
+                done = self._neurons_to_freeze(name)
+                layer.freeze(None, done[~among(done, layer.frozen_bias.cpu().long())])
+                if name in self.network.norm_of:
+                    self.network.norm_of[name].freeze(done)
+        self.optimizer.state = defaultdict(dict)
+        self.tasks.append(self._current)
+        self._current, self.grants = None, {}
+
+    @staticmethod
+    def _reserve(grant: Grant, scores: Tensor) -> Tensor:
+        """The most important of the selected neurons."""
+        return grant.outputs[largest(scores[grant.outputs], grant.reserved)]
+
+    def _neurons_to_freeze(self, name: str) -> Tensor:
+        """Neurons whose bias and normalisation belong to finished tasks now, ascending."""
+        if name == self.ledger.names[-1]:
+            assert self._current is not None
+            return self._current.units
+        if self.options.biases == "used":
+            return (self.ledger.taken(name) // self.ledger.shapes[name][1]).unique()
+        return (self.ledger.reserved_by[name] >= 0).nonzero().squeeze(1)
+
+    # ---- capacity
+
+    def _worth(self, name: str, positions: Tensor) -> Tensor:
+        """|value| of connections that finished tasks own."""
+        if self.strict:
+            parts = merged([task.connections[name] for task in self.tasks])
+        else:
+            parts = frozen_connections(self.network.chain[name])
+        return self.network.chain[name].per_connection(parts.restricted(positions).values.abs()).cpu()
+
+    def _reclaim(self, grants: Mapping[str, Grant]) -> None:
+        """Take from earlier tasks what a plan needs, and say what that costs."""
+        for name, grant in grants.items():
+            if grant.released.numel():
+                owners = self.ledger.reserved_by[name][grant.released].tolist()
+                log.warning(
+                    "layer %s: %d reserved neurons of tasks %s lose their protection to make room",
+                    name, grant.released.numel(), sorted({owner + 1 for owner in owners}),
+                )  # fmt: skip
+                self.ledger.release(name, grant.released)
+            if grant.given_back.numel():
+                lost = self.ledger.give_back(name, grant.given_back)
+                by_task = ", ".join(f"task {task + 1}: {count}" for task, count in enumerate(lost.tolist()) if count)
+                log.warning("layer %s: connections given back to make room (%s)", name, by_task)
+                self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        """Drop connections that the ledger has struck out."""
+        kept, layer = self.ledger.taken(name), self.network.chain[name]
+        self._views.clear()
+        for task in self.tasks:
+            if name in task.connections:
+                task.connections[name] = task.connections[name].restricted(kept)
+        if not self.strict:
+            none = movable_connections(layer)
+            frozen = frozen_connections(layer).restricted(kept)
+            connect(layer, frozen, none, all_biases(layer), layer.frozen_bias.cpu().long())
+
+    # ---- forward, loss and scores
+
+    def forward(self) -> Tensor:
+        """Logits of the current task while training, scores of all labels while evaluating."""
+        if self.is_training:
+            x, self._labels = self._training_samples()
+            self._logits = self.network(x)
+            logits = self._logits[: self.mb_x.shape[0]]
+            return self._by_label(logits) if self.multi_head else logits
+        number = self._known_task()
+        return self.class_scores(self.mb_x) if number is None else self.task_scores(self.mb_x, number)
+
+    def criterion(self) -> Tensor:
+        """The head's loss while training."""
+        if not self.is_training:
+            return self._criterion(self.mb_output, self.mb_y)
+        return HEADS[self.options.head](self._targets(self._logits, self._labels), self._criterion)
+
+    def _training_samples(self) -> tuple[Tensor, Tensor]:
+        """What a step trains on: the mini-batch first, then what a strategy adds; -1 labels what is of no class."""
+        return self.mb_x, self.mb_y
+
+    def _targets(self, logits: Tensor, y: Tensor) -> Targets:
+        assert self._current is not None
+        bias = self.network.chain[self.ledger.names[-1]].effective_bias()
+        assert bias is not None
+        units = self._trained_units(self._current).to(y.device)
+        wanted = y + len(self.tasks) * self.labels if self.multi_head else y
+        return Targets(logits, units, torch.where(y < 0, y, torch.searchsorted(units, wanted)), bias)
+
+    def _by_label(self, logits: Tensor) -> Tensor:
+        """Units of the current task in the places of their labels."""
+        assert self._current is not None
+        scores = logits.new_full((logits.shape[0], self.labels), -torch.inf)
+        return scores.index_copy(1, torch.tensor(self._current.classes), logits[:, self._current.units])
+
+    def _known_task(self) -> int | None:
+        """Which task the benchmark says the samples are of; None where it does not say."""
+        told = [task.label for task in [*self.tasks, *([self._current] if self._current else [])]]
+        given = {int(label) for label in getattr(self.experience, "task_labels", [])}
+        if len(told) < 2 or len(set(told)) < len(told) or len(given) != 1:
+            return None
+        label = given.pop()
+        return told.index(label) if label in told else None
+
+    @torch.no_grad()
+    def class_scores(self, x: Tensor) -> Tensor:
+        """Scores (n, labels) with the task not known; -inf for labels of no task so far."""
+        with evaluating(self.network):
+            parts = self._task_logits(x)
+        scores = x.new_full((x.shape[0], self.labels), -torch.inf)
+        for task, logits in zip(self._all_tasks(), parts, strict=True):
+            places = torch.tensor(task.classes, device=x.device)
+            scores.index_copy_(1, places, torch.maximum(scores[:, places], logits))
+        return scores
+
+    @torch.no_grad()
+    def task_scores(self, x: Tensor, number: int) -> Tensor:
+        """Scores (n, labels) within a task that is known, -inf elsewhere; without information for one still to come."""
+        scores = x.new_full((x.shape[0], self.labels), -torch.inf)
+        tasks = self._all_tasks()
+        if number < len(tasks):
+            with evaluating(self.network):
+                logits = self._network_of(number)(x)[:, tasks[number].units.to(x.device)]
+            scores[:, torch.tensor(tasks[number].classes, device=x.device)] = logits
+        return scores
+
+    def _all_tasks(self) -> list[Task]:
+        return [*self.tasks, *([self._current] if self._current else [])]
+
+    def _task_logits(self, x: Tensor) -> list[Tensor]:
+        """For each task its classes' logits, comparable between tasks as far as the method makes them so."""
+        tasks = self._all_tasks()
+        if not self.strict:
+            logits = self.network(x)
+            return [logits[:, task.units.to(x.device)] for task in tasks]
+        return [self._network_of(number)(x)[:, task.units.to(x.device)] for number, task in enumerate(tasks)]
+
+    def _network_of(self, number: int) -> SubspaceNetwork:
+        """The network as a task reads it."""
+        if not self.strict or number == len(self.tasks):
+            return self.network
+        if number not in self._views:
+            view = self.network.empty_copy()
+            task = self.tasks[number]
+            for name, layer in view.chain.items():
+                nothing = movable_connections(layer)
+                visible = merged([self._visible(name, number), task.connections[name]])
+                connect(layer, visible, nothing, task.biases[name])
+            for name, norm in view.norm_of.items():
+                norm.restore(task.norms[name])
+            self._views[number] = view.eval()
+        return self._views[number]
+
+    # ---- what it costs, and its state
+
+    def costs(self) -> Costs:
+        """Connections, neurons and bytes of all tasks so far, and the arithmetic of scoring one sample."""
+        table = self.ledger.table()
+        parts = [part for task in self.tasks for part in task.connections.values()]
+        chain = self.network.chain.values()
+        values = sum(part.values.nbytes for part in parts) if self.strict else 0
+        values += sum(bias.nbytes for task in self.tasks for bias in task.biases.values())
+        if not self.strict:
+            values += sum(layer.frozen_values.nbytes + all_biases(layer).nbytes for layer in chain)
+        indices = sum(part.nbytes - part.values.nbytes for part in parts) if self.strict else 0
+        if not self.strict:
+            indices += sum(layer.columns.nbytes + layer.row_pointer.nbytes for layer in chain)
+        return Costs(
+            nnz=sum(row.connections for row in table), neurons=sum(row.used for row in table[:-1]),
+            parameter_bytes=values, index_bytes=indices, flops=self._flops(),
+            capacity=tuple(asdict(row) for row in table),
+        )  # fmt: skip
+
+    def _flops(self) -> int:
+        if not self.strict:
+            return 2 * sum(layer.nnz for layer in self.network.chain.values())
+        return 2 * sum(
+            self._visible(name, number).positions.numel() + task.connections[name].positions.numel()
+            for number, task in enumerate(self.tasks)
+            for name in self.ledger.names
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Everything that resuming needs: tensors, numbers and text in plain containers."""
+        tasks = [*self.tasks, *([self._current] if self._current else [])]
+        return {
+            "tasks": [
+                {
+                    "classes": list(task.classes), "units": task.units, "label": task.label, "biases": task.biases,
+                    "norms": task.norms,
+                    "connections": {name: tuple(part) for name, part in task.connections.items()},
+                }
+                for task in tasks
+            ],
+            "grants": {name: vars(grant) for name, grant in self.grants.items()},
+            "ledger": self.ledger.state_dict(),
+            "network": dict(self.network.state_dict()),
+            "generators": {name: generator.get_state() for name, generator in self._draws.items()},
+            "epochs_done": self.epochs_done,
+            "optimizer": self.optimizer.state_dict() if self._current else None,
+            "sparsifier": self.sparsifier.state_dict() if self.sparsifier else None,
+        }  # fmt: skip
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state` gave; within a task, the next call of `train` must be for the task's experience."""
+        tasks = [
+            Task(
+                tuple(entry["classes"]), entry["units"], entry["label"],
+                {name: Connections(*part) for name, part in entry["connections"].items()}, dict(entry["biases"]),
+                {name: dict(content) for name, content in entry["norms"].items()},
+            )
+            for entry in state["tasks"]
+        ]  # fmt: skip
+        self.ledger.load_state_dict(state["ledger"])
+        self.network.load_state_dict(state["network"])
+        self.tasks = tasks[: self.ledger.tasks]
+        self._current = tasks[self.ledger.tasks] if len(tasks) > self.ledger.tasks else None
+        self.grants = {name: Grant(**grant) for name, grant in state["grants"].items()}
+        self.epochs_done = state["epochs_done"]
+        self._views.clear()
+        for name, generator in self._draws.items():
+            generator.set_state(state["generators"][name])
+        self._resumed = state if self._current is not None else None
+
+    def _continue_task(self) -> None:
+        assert self._resumed is not None
+        self.optimizer.load_state_dict(self._resumed["optimizer"])
+        self.sparsifier = self._make_sparsifier()
+        self.sparsifier.load_state_dict(self._resumed["sparsifier"])
+        self._resumed = None
