@@ -11,6 +11,7 @@ loss.backward(); optimizer.step(); sparsifier.step()
 
 from sparse_core.adam import Adam
 from sparse_core.backends import BACKENDS
+from sparse_core.conv import SparseConv2d
 from sparse_core.crossover import settle
 from sparse_core.distributions import DISTRIBUTIONS, allocate, distribution
 from sparse_core.draws import generators
@@ -44,6 +45,7 @@ __all__ = [
     "Preset",
     "Registry",
     "Rewiring",
+    "SparseConv2d",
     "SparseLinear",
     "SparseMLP",
     "Sparsifier",

@@ -93,7 +93,7 @@ class Adam(Optimizer):
         """Give every entry an age of its own before `parameter`'s state follows `rewiring`."""
         state = self.state.get(parameter)
         if state and state["age"].dim() == 0:
-            state["age"] = state["age"].expand(rewiring.before.numel()).clone()
+            state["age"] = state["age"].expand(rewiring.before.numel(), *parameter.shape[1:]).clone()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's; ages come back as the integers they were (torch casts state to the parameter's dtype).

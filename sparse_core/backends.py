@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from sparse_core import csr, rows
-from sparse_core.gemm import GemmLinear
+from sparse_core.gemm import GemmLinear, convolve
 from sparse_core.registry import Registry
 
 
@@ -23,6 +23,8 @@ class Backend:
     """A SparseLinear -> buffers by name; asked again whenever connections move or freeze."""
     scratch: Callable[[Any], tuple[int, int]] = lambda layer: (0, 0)
     """A SparseLinear -> bytes of dense scratch that it holds from forward to backward, and more while in its pass."""
+    convolve: Callable[[Tensor, Any], Tensor] | None = None
+    """Images (B, C, H, W), a SparseConv2d -> its outputs; without it, patches of the images go to `product`."""
 
 
 BACKENDS: Registry[Backend] = Registry("backend")
@@ -32,7 +34,7 @@ def gemm(inputs: Tensor, layer: Any) -> Tensor:
     """One dense product through a scratch matrix: best at low sparsity and on a GPU."""
     output: Tensor = GemmLinear.apply(
         inputs, layer.values, layer.effective_bias(), layer.gemm_positions,
-        layer.frozen_values, layer.gemm_frozen_positions, layer.shape, layer.capture,
+        layer.frozen_values, layer.gemm_frozen_positions, layer.shape,
     )  # fmt: skip
     return output
 
@@ -45,10 +47,10 @@ def gemm_index(layer: Any) -> dict[str, Tensor]:
 
 def gemm_scratch_bytes(layer: Any) -> tuple[int, int]:
     """The dense weight, which every layer keeps until its backward pass, where a dense gradient joins it."""
-    weight = layer.out_features * layer.in_features * layer.values.element_size()
+    weight = layer.cells * layer.values.element_size()
     return weight, weight
 
 
-BACKENDS.add("gemm", Backend(gemm, gemm_index, gemm_scratch_bytes))
+BACKENDS.add("gemm", Backend(gemm, gemm_index, gemm_scratch_bytes, convolve))
 BACKENDS.add("csr", Backend(csr.product, csr.index))
 BACKENDS.add("rows", Backend(rows.product, rows.index, rows.scratch_bytes))

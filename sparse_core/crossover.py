@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sparse_core import csr
 from sparse_core.backends import BACKENDS, Backend
+from sparse_core.conv import SparseConv2d
 from sparse_core.layers import SparseLinear, sparse_layers
 from sparse_core.measurements import Measurements, Seconds
 
@@ -51,7 +52,9 @@ def settle(model: nn.Module, batch_size: int, *, cache: Path | None = None) -> d
 def candidates(layer: SparseLinear) -> list[str]:
     """Backends that can multiply this layer where it is; only where there are several is anything measured."""
     values = layer.values
-    wide = layer.out_features * layer.in_features * values.element_size() > LARGEST_SCRATCH
+    wide = layer.cells * values.element_size() > LARGEST_SCRATCH
+    if isinstance(layer, SparseConv2d):  # the others' patches cost more than their products save
+        return ["rows"] if wide else ["gemm"]
     compiled = values.device.type == "cpu" and values.dtype in csr.DTYPES and _compiler_loads()
     if wide:
         return ["csr"] if compiled else ["rows"]

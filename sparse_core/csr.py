@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from sparse_core.gemm import refuse_double_backward
-from sparse_core.signals import Capture
 
 DTYPES = (torch.float32, torch.float64)
 WIDEST = 1 << 16
@@ -33,15 +32,18 @@ def kernels() -> ModuleType:
 def index(layer: Any) -> dict[str, Tensor]:
     """What the kernels need beyond a layer's own indices: the movable ones if some are frozen, and its transpose.
 
-    That only once it has been asked for: a target network, or a first layer, never needs it.
+    That only once it has been asked for: a target network, or a first layer, never needs it. Where a connection has
+    several weights, these are columns of their own.
     """
-    movable = torch.ones(layer.nnz, dtype=torch.bool)
+    movable = torch.ones(layer.connections, dtype=torch.bool)
     movable[layer.frozen.cpu().long()] = False
     some = bool(layer.frozen.numel())
     kept = layer._buffers.get("transpose_pointer")
     asked_for = kept is not None and kept.numel() > 0
+    wide = layer.topology.widened(layer.weights_per_connection) if layer.connection_shape else None
     return {
         **(_transpose(layer) if asked_for else _nothing(layer)),
+        **({} if wide is None else {"weight_pointer": wide.row_pointer, "weight_columns": wide.columns}),
         "movable": movable.nonzero().squeeze(1) if some else torch.empty(0, dtype=torch.int64),
     }
 
@@ -62,7 +64,7 @@ def _nothing(layer: Any) -> dict[str, Tensor]:
 
 
 def _transpose(layer: Any) -> dict[str, Tensor]:
-    found = layer.topology.transpose
+    found = layer.topology.widened(layer.weights_per_connection).transpose
     tensors = found.row_pointer, found.columns, found.permutation
     return {
         name: tensor.to(empty.dtype) for (name, empty), tensor in zip(_nothing(layer).items(), tensors, strict=True)
@@ -83,16 +85,18 @@ def product(inputs: Tensor, layer: Any) -> Tensor:
             raise RuntimeError(f"inputs must have the layer's dtype {values.dtype}, got {inputs.dtype}")
         inputs = inputs.to(values.dtype)
     if layer.frozen.numel():
-        merged = values.new_empty(layer.nnz).index_copy(0, layer.frozen.long(), layer.frozen_values)
-        values = merged.index_copy(0, layer.movable, values)
-    bias = layer.effective_bias()
+        merged = values.new_empty(layer.connections, *layer.connection_shape)
+        values = merged.index_copy(0, layer.frozen.long(), layer.frozen_values).index_copy(0, layer.movable, values)
+    bias, pointer, columns = layer.effective_bias(), layer.row_pointer, layer.columns
+    if layer.connection_shape:
+        values, pointer, columns = values.flatten(), layer.weight_pointer, layer.weight_columns
     if not torch.is_grad_enabled():  # spares the autograd node, which costs more than the product at batch 1
-        return _batch_first(_multiply(_feature_major(inputs), values, bias, layer.row_pointer, layer.columns), inputs)
+        return _batch_first(_multiply(_feature_major(inputs), values, bias, pointer, columns), inputs)
     if inputs.requires_grad:
         transpose(layer)
     output: Tensor = CsrLinear.apply(
-        inputs, values, bias, layer.row_pointer, layer.columns,
-        layer.transpose_pointer, layer.transpose_columns, layer.transpose_order, layer.capture,
+        inputs, values, bias, pointer, columns,
+        layer.transpose_pointer, layer.transpose_columns, layer.transpose_order,
     )  # fmt: skip
     return output
 
@@ -111,14 +115,13 @@ class CsrLinear(torch.autograd.Function):
         transpose_pointer: Tensor,
         transpose_columns: Tensor,
         transpose_order: Tensor,
-        capture: Capture | None,
     ) -> Tensor:
         """Inputs (…, in_features) to outputs (…, out_features)."""
         x = _feature_major(inputs)
         ctx.save_for_backward(
             x, values, row_pointer, columns, transpose_pointer, transpose_columns, transpose_order
         )  # fmt: skip
-        ctx.capture, ctx.shape = capture, inputs.shape
+        ctx.shape = inputs.shape
         return _batch_first(_multiply(x, values, bias, row_pointer, columns), inputs)
 
     @staticmethod
@@ -127,8 +130,6 @@ class CsrLinear(torch.autograd.Function):
         refuse_double_backward()
         x, values, row_pointer, columns, transpose_pointer, transpose_columns, transpose_order = ctx.saved_tensors
         dy = _feature_major(gradient.to(values.dtype))
-        if ctx.capture is not None:
-            ctx.capture.add(x.T, dy.T)
         wants_inputs, wants_values, wants_bias = ctx.needs_input_grad[:3]
         d_inputs = d_values = None
         if wants_inputs:
@@ -142,7 +143,7 @@ class CsrLinear(torch.autograd.Function):
             d_values = torch.empty_like(values)
             kernels().backward_values(_array(d_values), _array(dy), _array(x), _array(row_pointer), _array(columns))
         d_bias = dy.sum(1) if wants_bias else None
-        return d_inputs, d_values, d_bias, None, None, None, None, None, None
+        return d_inputs, d_values, d_bias, None, None, None, None, None
 
 
 _NO_BIAS = {torch.float32: np.empty(0, np.float32), torch.float64: np.empty(0, np.float64)}

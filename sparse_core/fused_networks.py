@@ -23,7 +23,10 @@ INDEX = np.uint16(0)  # the type of transposed columns that passes are compiled 
 
 
 def perceptron(network: nn.Module) -> tuple[list[Linear], bool] | None:
-    """The layers of linear, ReLU, linear, …, linear and whether Tanh closes them; None for any other network."""
+    """The layers of linear, ReLU, linear, …, linear and whether Tanh closes them; None for any other network.
+
+    A `SparseConv2d` is none of these layers, though it is a `SparseLinear`: types are compared exactly.
+    """
     modules: list[nn.Module] = list(network) if isinstance(network, nn.Sequential) else []
     closed = bool(modules) and type(modules[-1]) is nn.Tanh
     modules = modules[: len(modules) - closed]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sparse_core.dense_product import linear, multiply
-from sparse_core.signals import Capture
 
 
 def refuse_double_backward() -> None:
@@ -33,15 +33,11 @@ class GemmLinear(torch.autograd.Function):
         frozen_values: Tensor,
         frozen_positions: Tensor,
         shape: tuple[int, int],
-        capture: Capture | None,
     ) -> Tensor:
         """Inputs (…, in_features) to outputs (…, out_features)."""
-        weight = values.new_zeros(shape[0] * shape[1]).index_copy_(0, positions, values)
-        if frozen_positions.numel():
-            weight.index_copy_(0, frozen_positions, frozen_values)
-        weight = weight.view(shape)
+        weight = scattered(shape, values, positions, frozen_values, frozen_positions).view(shape[0], -1)
         ctx.save_for_backward(inputs, weight, positions)
-        ctx.capture = capture
+        ctx.connection_shape = values.shape[1:]
         return linear(inputs, weight, bias)
 
     @staticmethod
@@ -52,10 +48,32 @@ class GemmLinear(torch.autograd.Function):
         gradient = gradient.to(weight.dtype)
         flat_gradient = gradient.reshape(-1, weight.shape[0])
         flat_inputs = inputs.to(weight.dtype).reshape(-1, weight.shape[1])
-        if ctx.capture is not None:
-            ctx.capture.add(flat_inputs, flat_gradient)
         wants_inputs, wants_values, wants_bias = ctx.needs_input_grad[:3]
         d_inputs = multiply(flat_gradient, weight).view(inputs.shape).to(inputs.dtype) if wants_inputs else None
-        d_values = multiply(flat_gradient.T, flat_inputs).flatten()[positions] if wants_values else None
+        d_values = None
+        if wants_values:
+            d_values = multiply(flat_gradient.T, flat_inputs).view(-1, *ctx.connection_shape)[positions]
         d_bias = flat_gradient.sum(0) if wants_bias else None
-        return d_inputs, d_values, d_bias, None, None, None, None, None
+        return d_inputs, d_values, d_bias, None, None, None, None
+
+
+def scattered(
+    shape: tuple[int, int], values: Tensor, positions: Tensor, frozen_values: Tensor, frozen_positions: Tensor
+) -> Tensor:
+    """All weights, (rows · columns, …) for a topology of this shape and values (n, …); zero without a connection."""
+    weights = values.new_zeros(shape[0] * shape[1], *values.shape[1:])
+    if frozen_positions.numel():
+        weights.index_copy_(0, frozen_positions, frozen_values)
+    return weights.index_copy_(0, positions, values)
+
+
+def convolve(inputs: Tensor, layer: Any) -> Tensor:
+    """Torch's own convolution with the scattered kernels, differentiated by autograd: no patches.
+
+    The dense gradient is a temporary of the backward pass, which gathers from it at the connections.
+    """
+    weights = scattered(
+        layer.shape, layer.values, layer.gemm_positions, layer.frozen_values, layer.gemm_frozen_positions
+    )
+    kernels = weights.view(layer.out_channels, layer.in_channels, *layer.kernel_size)
+    return F.conv2d(inputs, kernels, layer.effective_bias(), layer.stride, layer.padding, layer.dilation)

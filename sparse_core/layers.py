@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from sparse_core.backends import BACKENDS
 from sparse_core.distributions import check_sparsity
 from sparse_core.draws import among
 from sparse_core.initialisation import INITIALISATIONS
-from sparse_core.signals import Capture
+from sparse_core.signals import Capture, Pairs, matrix_gradient, observed
 from sparse_core.topology import Rewiring, Topology
 
 
@@ -44,6 +45,8 @@ class SparseLinear(nn.Module):
     bias_outputs: Tensor
     frozen_bias: Tensor
     frozen_bias_values: Tensor
+    connection_shape: tuple[int, ...]
+    _capture: Capture | None = None
 
     def __init__(
         self,
@@ -60,10 +63,30 @@ class SparseLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self._set_up(
+            (out_features, in_features), (), bias, sparsity=sparsity, topology=topology, init=init,
+            generator=generator, backend=backend, device=device, dtype=dtype,
+        )  # fmt: skip
+
+    def _set_up(
+        self,
+        shape: tuple[int, int],
+        connection_shape: tuple[int, ...],
+        bias: bool,
+        *,
+        sparsity: float | None,
+        topology: Topology | None,
+        init: str,
+        generator: torch.Generator | None,
+        backend: str,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        """Make parameters and buffers for a topology of `shape` with values of `connection_shape` per connection."""
+        out_features, in_features = shape
         if min(in_features, out_features) < 1:
             raise ValueError(f"a layer needs at least one input and one output, got {in_features} → {out_features}")
         scale = INITIALISATIONS[init]
-        shape = (out_features, in_features)
         generator = torch.default_generator if generator is None else generator
         if (sparsity is None) == (topology is None):
             raise ValueError("give either `sparsity` or `topology`, not both and not neither")
@@ -78,13 +101,13 @@ class SparseLinear(nn.Module):
         if topology.shape != shape:
             raise ValueError(f"`topology` must have shape {shape} (out, in), got {topology.shape}")
         self.in_features, self.out_features = in_features, out_features
+        self.connection_shape = connection_shape
         self._derived: tuple[str, ...] = ()  # names of the buffers that the backend asked for
         self._bind(backend)
-        self.capture: Capture | None = None
-        bound = in_features**-0.5
+        bound = self.matrix_shape[1] ** -0.5
         dtype = dtype or torch.get_default_dtype()
-        values = torch.empty(topology.nnz, dtype=dtype).uniform_(-bound, bound, generator=generator)
-        self.values = nn.Parameter((values * scale(topology).to(dtype)).to(device))
+        values = torch.empty(topology.nnz, *connection_shape, dtype=dtype).uniform_(-bound, bound, generator=generator)
+        self.values = nn.Parameter((values * self._spread(scale(topology)).to(dtype)).to(device))
         if bias:
             self.bias = nn.Parameter(
                 torch.empty(out_features, dtype=dtype).uniform_(-bound, bound, generator=generator).to(device)
@@ -95,7 +118,7 @@ class SparseLinear(nn.Module):
         self.register_buffer("row_pointer", topology.row_pointer.to(device, copy=True))
         self.register_buffer("columns", topology.columns.to(device, copy=True))
         self.register_buffer("frozen", empty.clone())  # indices of frozen connections, topology order
-        self.register_buffer("frozen_values", empty.to(dtype))
+        self.register_buffer("frozen_values", empty.to(dtype).new_empty(0, *connection_shape))
         self.register_buffer("frozen_bias", empty.clone())  # outputs whose bias is frozen
         self.register_buffer("frozen_bias_values", empty.to(dtype))
         self.register_buffer("bias_outputs", empty.long(), persistent=False)  # of movable biases, once some are frozen
@@ -110,28 +133,81 @@ class SparseLinear(nn.Module):
             linear.in_features, linear.out_features, linear.bias is not None, topology=topology, backend=backend,
             generator=torch.Generator(), device=linear.weight.device, dtype=linear.weight.dtype,
         )  # fmt: skip
-        with torch.no_grad():
-            scale = INITIALISATIONS[init](topology).to(layer.values)
-            layer.values.copy_(linear.weight.flatten()[layer.positions] * scale)
-            layer.values.requires_grad_(linear.weight.requires_grad)
-            if layer.bias is not None and linear.bias is not None:
-                layer.bias.copy_(linear.bias).requires_grad_(linear.bias.requires_grad)
-        return layer.train(linear.training)
+        layer._take_over(linear, topology, init)
+        return layer
+
+    @torch.no_grad()
+    def _take_over(self, dense: nn.Linear | nn.Conv2d, topology: Topology, init: str) -> None:
+        """Weights at the connections (scaled if `init` says so), biases, and whether they learn, of a dense layer."""
+        scale = self._spread(INITIALISATIONS[init](topology).to(self.values))
+        weights = dense.weight.reshape(-1, *self.connection_shape)
+        self.values.copy_(weights[self.positions] * scale).requires_grad_(dense.weight.requires_grad)
+        if self.bias is not None and dense.bias is not None:
+            self.bias.copy_(dense.bias).requires_grad_(dense.bias.requires_grad)
+        self.train(dense.training)
+
+    def _spread(self, factors: Tensor) -> Tensor:
+        """One number per connection (n,) in a shape that multiplies values."""
+        return factors.view(-1, *(1 for _ in self.connection_shape))
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(out_features, in_features)."""
+        """(out_features, in_features): of the topology."""
         return self.out_features, self.in_features
 
     @property
-    def nnz(self) -> int:
-        """Connections, movable and frozen."""
+    def weights_per_connection(self) -> int:
+        """How many weights one connection has: 1, but for convolutions whose connections are whole kernels."""
+        return math.prod(self.connection_shape)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """(rows, columns) of the dense matrix of its weights: `shape`, with each connection as wide as its weights."""
+        return self.out_features, self.in_features * self.weights_per_connection
+
+    @property
+    def connections(self) -> int:
+        """Connections, movable and frozen: the topology's count."""
         return self.columns.numel()
 
     @property
+    def nnz(self) -> int:
+        """Weights present, movable and frozen: connections × weights per connection."""
+        return self.connections * self.weights_per_connection
+
+    @property
+    def cells(self) -> int:
+        """Weights that would be possible."""
+        return math.prod(self.matrix_shape)
+
+    @property
     def sparsity(self) -> float:
-        """Share of possible connections that are absent."""
-        return 1 - self.nnz / (self.out_features * self.in_features)
+        """Share of possible weights that are absent."""
+        return 1 - self.nnz / self.cells
+
+    @property
+    def strengths(self) -> Tensor:
+        """One number per movable connection, (n,), for drop rules: its value, or the L2 norm of its several values."""
+        return self.values if not self.connection_shape else self.values.detach().flatten(1).norm(dim=1)
+
+    def per_connection(self, tensor: Tensor) -> Tensor:
+        """A tensor (n, …) like `values`, summed to one number per connection, (n,)."""
+        return tensor if tensor.dim() == 1 else tensor.flatten(1).sum(1)
+
+    @property
+    def capture(self) -> Capture | None:
+        """Where inputs and output gradients go; None but for the last batches before a change."""
+        return self._capture
+
+    @capture.setter
+    def capture(self, capture: Capture | None) -> None:
+        if capture is not None:
+            capture.rows_of = self._gradient_rows
+        self._capture = capture
+
+    def _gradient_rows(self, pairs: Pairs, start: int, stop: int) -> Tensor:
+        """Rows start … stop-1 of the dense gradient that captured pairs give, (stop-start, in_features)."""
+        return matrix_gradient(pairs, start, stop)
 
     @property
     def topology(self) -> Topology:
@@ -154,7 +230,10 @@ class SparseLinear(nn.Module):
         """Inputs (…, in_features) to outputs (…, out_features)."""
         if inputs.shape[-1] != self.in_features:
             raise ValueError(f"inputs must have {self.in_features} features last, got shape {tuple(inputs.shape)}")
-        return self._product(inputs, self)
+        outputs = self._product(inputs, self)
+        if self.capture is None:
+            return outputs
+        return observed(outputs, inputs.reshape(-1, self.in_features), self.capture, self.values.dtype)
 
     def use_backend(self, backend: str) -> None:
         """Let another backend multiply from now on; connections, values and gradients stay as they are."""
@@ -180,13 +259,17 @@ class SparseLinear(nn.Module):
         linear = nn.Linear(
             self.in_features, self.out_features, self.bias is not None, device="meta", dtype=self.values.dtype
         ).to_empty(device=self.values.device)
-        weight = linear.weight.zero_().view(-1)
-        weight[self.positions] = self.values
-        weight[self.frozen_positions] = self.frozen_values
-        bias = self.effective_bias()
-        if bias is not None:
-            linear.bias.copy_(bias)
+        self._hand_over(linear)
         return linear
+
+    def _hand_over(self, dense: nn.Linear | nn.Conv2d) -> None:
+        """Write weights, zeros where there is no connection, and biases into a dense layer."""
+        weights = dense.weight.zero_().view(-1, *self.connection_shape)
+        weights[self.positions] = self.values
+        weights[self.frozen_positions] = self.frozen_values
+        bias = self.effective_bias()
+        if bias is not None and dense.bias is not None:
+            dense.bias.copy_(bias)
 
     @torch.no_grad()
     def rewire(self, rewiring: Rewiring, fill: float = 0.0) -> None:
@@ -260,12 +343,14 @@ class SparseLinear(nn.Module):
     def split_positions(self) -> tuple[Tensor, Tensor]:
         """Flat positions of movable and of frozen connections, each ascending, worked out from the indices."""
         rows = torch.repeat_interleave(
-            torch.arange(self.out_features, device=self.columns.device), self.row_pointer.diff(), output_size=self.nnz
+            torch.arange(self.out_features, device=self.columns.device),
+            self.row_pointer.diff(),
+            output_size=self.connections,
         )
         positions = rows.mul_(self.in_features).add_(self.columns)
         if not self.frozen.numel():
             return positions, positions.new_empty(0)
-        movable = torch.ones(self.nnz, dtype=torch.bool, device=positions.device)
+        movable = torch.ones(self.connections, dtype=torch.bool, device=positions.device)
         movable[self.frozen.long()] = False
         return positions[movable], positions[~movable]
 
@@ -313,19 +398,19 @@ class SparseLinear(nn.Module):
     def _check_incoming(self, prefix: str, incoming: dict[str, Tensor]) -> None:
         """Raise for a damaged or foreign file, before it becomes an index out of bounds."""
         topology = Topology(self.shape, incoming["row_pointer"].cpu(), incoming["columns"].cpu())
-        _check_parts(prefix, incoming, "values", "frozen", topology.nnz)
+        _check_parts(prefix, incoming, "values", "frozen", topology.nnz, self.connection_shape)
         if "bias" in incoming:
             _check_parts(prefix, incoming, "bias", "frozen_bias", self.out_features)
 
     def __getattr__(self, name: str) -> Any:
         if name == "weight":
             raise AttributeError(
-                "a SparseLinear has no dense `weight`; read `values`, or make a copy with `to_dense()`"
+                f"a {type(self).__name__} has no dense `weight`; read `values`, or make a copy with `to_dense()`"
             )
         return super().__getattr__(name)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_product": None, "capture": None}
+        return {**self.__dict__, "_product": None, "_capture": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -345,13 +430,19 @@ _PERSISTENT = (
 )  # fmt: skip
 
 
-def _check_parts(prefix: str, incoming: dict[str, Tensor], movable: str, frozen: str, total: int) -> None:
-    """Raise unless movable and frozen entries together are `total`, and the frozen ones point among them."""
-    count, indices, values = incoming[movable].numel(), incoming[frozen], incoming[f"{frozen}_values"]
-    if count + indices.numel() != total:
-        raise ValueError(f"{prefix}{movable} holds {count} values for {total - indices.numel()} movable connections")
-    ascending = bool((indices.diff() > 0).all())
-    if values.shape != indices.shape or not ascending or (len(indices) and not 0 <= indices[0] <= indices[-1] < total):
+def _check_parts(
+    prefix: str, incoming: dict[str, Tensor], movable: str, frozen: str, total: int, each: tuple[int, ...] = ()
+) -> None:
+    """Raise unless movable and frozen entries of shape `each` are `total`, and the frozen ones point among them."""
+    indices, values = incoming[frozen], incoming[f"{frozen}_values"]
+    given, wanted = tuple(incoming[movable].shape), total - indices.numel()
+    if given != (wanted, *each):
+        of = f" of {each[0]} weights" if each else ""
+        raise ValueError(
+            f"{prefix}{movable} holds {' × '.join(map(str, given))} values for {wanted} movable connections{of}"
+        )
+    indices_fit = bool((indices.diff() > 0).all()) and (not len(indices) or 0 <= indices[0] <= indices[-1] < total)
+    if values.shape != (*indices.shape, *each) or not indices_fit:
         raise ValueError(
             f"{prefix}{frozen} must hold distinct ascending indices within [0, {total}), one per frozen value"
         )

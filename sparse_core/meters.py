@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.optim import Optimizer
 
 from sparse_core.backends import BACKENDS
+from sparse_core.conv import SparseConv2d
 from sparse_core.draws import among
 from sparse_core.layers import SparseLinear, sparse_layers
 from sparse_core.topology import Topology
@@ -15,7 +20,7 @@ from sparse_core.topology import Topology
 
 @dataclass(frozen=True)
 class LayerCount:
-    """One weight matrix: connections present, connections possible."""
+    """One weight matrix: weights present, weights possible; a connection is one weight, or a whole kernel of them."""
 
     nnz: int
     cells: int
@@ -27,7 +32,7 @@ def layer_counts(model: nn.Module) -> dict[str, LayerCount]:
     seen: set[int] = set()
     for name, module in model.named_modules():
         if isinstance(module, SparseLinear):
-            counts[name] = LayerCount(module.nnz, module.in_features * module.out_features)
+            counts[name] = LayerCount(module.nnz, module.cells)
             continue
         for own, parameter in module.named_parameters(recurse=False):
             if parameter.dim() >= 2 and id(parameter) not in seen:
@@ -38,12 +43,12 @@ def layer_counts(model: nn.Module) -> dict[str, LayerCount]:
 
 
 def nnz(model: nn.Module) -> int:
-    """Connections of all weight matrices, dense ones included, biases not; exact."""
+    """Weights of all weight matrices, dense ones included, biases not; exact."""
     return sum(count.nnz for count in layer_counts(model).values())
 
 
 def sparsity(model: nn.Module) -> float:
-    """1 - connections / connections possible, over all weight matrices; 0.0 for a model without any."""
+    """1 - weights / weights possible, over all weight matrices; 0.0 for a model without any."""
     counts = layer_counts(model).values()
     cells = sum(count.cells for count in counts)
     return 1 - sum(count.nnz for count in counts) / cells if cells else 0.0
@@ -65,7 +70,10 @@ class Bytes:
     indices: int
     """Integer buffers: where the connections are."""
     scratch: int
-    """Dense scratch that the layers' backends hold at their peak in one forward and backward pass."""
+    """Dense scratch that the layers' backends hold at their peak in one forward and backward pass.
+
+    Patches, from which `csr` and `rows` make convolutions, are not in it: they are activations, as large as images are.
+    """
 
     @property
     def total(self) -> int:
@@ -100,27 +108,110 @@ def memory(*models: nn.Module, optimizers: tuple[Optimizer, ...] = ()) -> Bytes:
     return Bytes(parameters, gradients, state, indices, peak)
 
 
-def forward_flops(model: nn.Module) -> int:
-    """Multiplications and additions of one sample's forward pass, 2 per connection; biases not counted."""
-    return 2 * nnz(model)
+@dataclass(frozen=True)
+class Use:
+    """What one sample asks of one weight matrix."""
+
+    applications: int
+    """How often it is applied: once in a perceptron, H'·W' times in a convolution."""
+    inputs: int
+    """Numbers that come in."""
+    outputs: int
 
 
-def training_flops(model: nn.Module) -> int:
+def uses(model: nn.Module, sample: Tensor | None = None) -> dict[str, Use]:
+    """What one sample asks of each weight matrix in `layer_counts`, by the same names.
+
+    Args:
+        model: is not changed: a copy runs, in evaluation mode.
+        sample: a batch of inputs, (B, …). Without one every matrix counts as applied once, which is wrong for
+            convolutions, and so an error. A matrix that no linear layer or convolution holds (of an attention, an
+            embedding) counts as applied once in any case.
+
+    Raises:
+        ValueError: for a model with convolutions and no sample.
+    """
+    once = {name: Use(1, 0, 0) for name in layer_counts(model)}
+    if sample is not None:
+        return once | _watched(model, sample, list(once))
+    appliers = _appliers(model)
+    convolutions = [name for name, module in appliers.items() if isinstance(module, (SparseConv2d, _ConvNd))]
+    if convolutions:
+        raise ValueError(
+            f"how often {', '.join(convolutions)} is applied depends on the size of the images; give a `sample`"
+        )
+    return once | {
+        name: Use(1, module.in_features, module.out_features)
+        for name, module in appliers.items()
+        if name in once and isinstance(module, (SparseLinear, nn.Linear))
+    }
+
+
+def _appliers(model: nn.Module) -> dict[str, nn.Module]:
+    """Linear layers and convolutions by the names that `layer_counts` gives their weights."""
+    return {
+        # The weight of a dense layer that is the whole model has no other name than its own.
+        name or ("" if isinstance(module, SparseLinear) else "weight"): module
+        for name, module in model.named_modules()
+        if isinstance(module, (SparseLinear, nn.Linear, _ConvNd))
+    }
+
+
+def _watched(model: nn.Module, sample: Tensor, names: Sequence[str]) -> dict[str, Use]:
+    """One forward pass of a copy, watched layer by layer; a layer that is not called counts nothing."""
+    twin, batch = deepcopy(model).eval(), sample.shape[0]
+    watched = {name: module for name, module in _appliers(twin).items() if name in names}
+    found = {name: Use(0, 0, 0) for name in watched}
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            given, numbers = inputs[0].numel() // batch, output.numel() // batch
+            # A transposed convolution applies its weights at each position of its input.
+            at, channels = (given, "in") if isinstance(module, _ConvTransposeNd) else (numbers, "out")
+            size = getattr(module, f"{channels}_channels", None) or getattr(module, f"{channels}_features")
+            before = found[name]
+            found[name] = Use(before.applications + at // size, before.inputs + given, before.outputs + numbers)
+
+        return note
+
+    for name, module in watched.items():
+        module.register_forward_hook(watch(name))
+    with torch.no_grad():
+        twin(sample)
+    return found
+
+
+def forward_flops(model: nn.Module, sample: Tensor | None = None) -> int:
+    """Multiplications and additions of one sample's forward pass, 2 per weight and application; biases not counted.
+
+    A model with convolutions needs a `sample` (see `uses`).
+    """
+    return sum(_flops(model, sample).values())
+
+
+def training_flops(model: nn.Module, sample: Tensor | None = None) -> int:
     """One sample's forward and backward pass: 3 forwards less the first layer's input gradient, which nobody needs."""
-    counts = list(layer_counts(model).values())
-    return 3 * forward_flops(model) - (2 * counts[0].nnz if counts else 0)
+    flops = list(_flops(model, sample).values())
+    return 3 * sum(flops) - (flops[0] if flops else 0)
 
 
-def growth_flops(model: nn.Module, batch: int) -> int:
-    """One gradient-guided change: the dense gradient of every sparse layer for a batch, 2·B·N."""
-    return sum(2 * batch * layer.in_features * layer.out_features for layer in sparse_layers(model).values())
+def _flops(model: nn.Module, sample: Tensor | None) -> dict[str, int]:
+    asked = uses(model, sample)
+    return {name: 2 * count.nnz * asked[name].applications for name, count in layer_counts(model).items()}
 
 
-def capture_bytes(model: nn.Module, batch: int) -> int:
+def growth_flops(model: nn.Module, batch: int, sample: Tensor | None = None) -> int:
+    """One gradient-guided change: the dense gradient of every sparse layer for a batch, 2·B·N per application."""
+    asked = uses(model, sample)
+    return sum(2 * batch * layer.cells * asked[name].applications for name, layer in sparse_layers(model).items())
+
+
+def capture_bytes(model: nn.Module, batch: int, sample: Tensor | None = None) -> int:
     """Inputs and output gradients of `batch` samples that gradient growth keeps for every sparse layer."""
+    asked = uses(model, sample)
     return sum(
-        batch * (layer.in_features + layer.out_features) * layer.values.element_size()
-        for layer in sparse_layers(model).values()
+        batch * (asked[name].inputs + asked[name].outputs) * layer.values.element_size()
+        for name, layer in sparse_layers(model).items()
     )
 
 

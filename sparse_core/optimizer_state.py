@@ -33,7 +33,7 @@ def check_elementwise(optimizer: Optimizer) -> None:
 def carry_state(optimizer: Optimizer, parameter: Tensor, rewiring: Rewiring) -> None:
     """Move every per-connection state tensor of `parameter` along `rewiring`; new connections get fresh state.
 
-    Such tensors are found by shape (one entry per connection before the change), not by name.
+    Such tensors are found by shape (that of the parameter before the change, connections first), not by name.
     """
     if isinstance(optimizer, Adam):
         optimizer.carry(parameter, rewiring)
@@ -42,10 +42,11 @@ def carry_state(optimizer: Optimizer, parameter: Tensor, rewiring: Rewiring) -> 
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor) or tensor.dim() == 0:
             continue
-        if tensor.shape != (before,):
+        if tensor.shape != (before, *parameter.shape[1:]):
+            each = f" of {tuple(parameter.shape[1:])} weights" if parameter.dim() > 1 else ""
             raise TypeError(
                 f"state {name!r} of {type(optimizer).__name__} has shape {tuple(tensor.shape)} for {before} "
-                "connections: it is not elementwise and cannot follow connections that move"
+                f"connections{each}: it is not elementwise and cannot follow connections that move"
             )
         carried = rewiring.carry(tensor, _fresh(optimizer, parameter, name))
         if carried.shape == tensor.shape:

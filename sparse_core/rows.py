@@ -14,21 +14,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparse_core.gemm import refuse_double_backward
-from sparse_core.signals import Capture, row_blocks
+from sparse_core.signals import row_blocks
 
 BLOCK_BYTES = 64 << 20  # of the weight that are dense at a time, or one row if that is more
 
 
 def index(layer: Any) -> dict[str, Tensor]:
-    """Flat positions, which are cut into blocks of rows in every pass."""
-    movable, frozen = layer.split_positions()
+    """Flat positions of weights, which are cut into blocks of rows in every pass."""
+    each = torch.arange(layer.weights_per_connection, device=layer.columns.device)
+    movable, frozen = ((places[:, None] * each.numel() + each).flatten() for places in layer.split_positions())
     return {"rows_positions": movable, "rows_frozen_positions": frozen}
 
 
 def scratch_bytes(layer: Any) -> tuple[int, int]:
     """One block at a time, of the weight or of its gradient; nothing is kept for the backward pass."""
     size = layer.values.element_size()
-    return 0, block_cells(layer.shape, size) * size
+    return 0, block_cells(layer.matrix_shape, size) * size
 
 
 def block_cells(shape: tuple[int, int], element_size: int) -> int:
@@ -41,8 +42,8 @@ def block_cells(shape: tuple[int, int], element_size: int) -> int:
 def product(inputs: Tensor, layer: Any) -> Tensor:
     """Dense products of a few rows of the weight at a time: for layers too wide for `gemm`, on any device."""
     output: Tensor = RowsLinear.apply(
-        inputs, layer.values, layer.effective_bias(), layer.rows_positions,
-        layer.frozen_values, layer.rows_frozen_positions, layer.shape, layer.capture,
+        inputs, layer.values.flatten(), layer.effective_bias(), layer.rows_positions,
+        layer.frozen_values.flatten(), layer.rows_frozen_positions, layer.matrix_shape,
     )  # fmt: skip
     return output
 
@@ -60,11 +61,10 @@ class RowsLinear(torch.autograd.Function):
         frozen_values: Tensor,
         frozen_positions: Tensor,
         shape: tuple[int, int],
-        capture: Capture | None,
     ) -> Tensor:
         """Inputs (…, in_features) to outputs (…, out_features)."""
         ctx.save_for_backward(inputs, values, positions, frozen_values, frozen_positions)
-        ctx.shape, ctx.capture = shape, capture
+        ctx.shape = shape
         outputs = [
             F.linear(inputs, weight, None if bias is None else bias[block.start : block.stop])
             for block, weight in _weights(shape, values, positions, frozen_values, frozen_positions)
@@ -78,8 +78,6 @@ class RowsLinear(torch.autograd.Function):
         inputs, values, positions, frozen_values, frozen_positions = ctx.saved_tensors
         x = inputs.to(values.dtype).reshape(-1, ctx.shape[1])
         dy = gradient.to(values.dtype).reshape(-1, ctx.shape[0])
-        if ctx.capture is not None:
-            ctx.capture.add(x, dy)
         wants_inputs, wants_values, wants_bias = ctx.needs_input_grad[:3]
         d_inputs = d_values = None
         if wants_inputs:
@@ -88,7 +86,7 @@ class RowsLinear(torch.autograd.Function):
         if wants_values:
             d_values = _value_gradient(ctx.shape, x, dy, values, positions)
         d_bias = dy.sum(0) if wants_bias else None
-        return d_inputs, d_values, d_bias, None, None, None, None, None
+        return d_inputs, d_values, d_bias, None, None, None, None
 
 
 class _Block(NamedTuple):

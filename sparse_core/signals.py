@@ -11,22 +11,27 @@ from torch import Tensor
 
 from sparse_core.draws import largest
 
+Pairs = list[tuple[Tensor, Tensor]]
+"""Captured batches: inputs, output gradients."""
 BLOCK_CELLS = 1 << 20  # cells of the dense gradient looked at together: 4 MiB in float32
 
 
 class Capture:
     """Inputs X and output gradients Δ of one layer over its last `batches` batches.
 
-    `batch` is set by whoever counts batches; several backward passes of one batch are kept together.
+    `batch` is set by whoever counts batches; several backward passes of one batch are kept together. The layer
+    that a capture is given to (`layer.capture = …`) says how its pairs make a dense gradient: a convolution keeps its
+    inputs as they are, not as patches, which would be kernel height × width times as large.
     """
 
     def __init__(self, batches: int) -> None:
         self.batches = batches
         self.batch = 0
+        self.rows_of: Callable[[Pairs, int, int], Tensor] = matrix_gradient
         self._pairs: deque[tuple[int, Tensor, Tensor]] = deque()
 
     def add(self, inputs: Tensor, gradients: Tensor) -> None:
-        """Keep one backward pass: inputs (B, in_features) and output gradients (B, out_features)."""
+        """Keep one backward pass: inputs (B, in_features, …) and output gradients (B, out_features, …)."""
         # Copies: the caller may fill the same input buffer with the next batch.
         self._pairs.append((self.batch, inputs.detach().clone(), gradients.detach().clone()))
         kept = sorted({batch for batch, _, _ in self._pairs})[-self.batches :]
@@ -37,8 +42,11 @@ class Capture:
         return len(self._pairs)
 
     def gradient_rows(self, start: int, stop: int) -> Tensor:
-        """Rows start … stop-1 of the dense gradient Σ ΔᵀX over the kept batches, (stop-start, in_features)."""
-        return torch.stack([gradients[:, start:stop].T @ inputs for _, inputs, gradients in self._pairs]).sum(0)
+        """Rows start … stop-1 of the dense gradient summed over the kept batches, one number per possible connection.
+
+        (stop-start, in_features): a gradient, or where a connection has several weights, the L2 norm of theirs.
+        """
+        return self.rows_of([(inputs, gradients) for _, inputs, gradients in self._pairs], start, stop)
 
     def state(self) -> list[tuple[int, Tensor, Tensor]]:
         """What is kept, for a checkpoint taken between capture and change."""
@@ -47,6 +55,38 @@ class Capture:
     def load(self, pairs: list[Any]) -> None:
         """Put back what `state` gave."""
         self._pairs = deque((int(batch), inputs, gradients) for batch, inputs, gradients in pairs)
+
+
+def matrix_gradient(pairs: Pairs, start: int, stop: int) -> Tensor:
+    """Rows start … stop-1 of Σ ΔᵀX, for X (B, in_features) and Δ (B, out_features)."""
+    return torch.stack([gradients[:, start:stop].T @ inputs for inputs, gradients in pairs]).sum(0)
+
+
+def observed(outputs: Tensor, inputs: Tensor, capture: Capture, dtype: torch.dtype) -> Tensor:
+    """The same outputs; their backward pass gives `capture` the inputs (B, …) and the gradients, batch axes merged."""
+    if not outputs.requires_grad:
+        return outputs
+    watched: Tensor = _Observed.apply(outputs, inputs.detach(), capture, dtype)
+    return watched
+
+
+class _Observed(torch.autograd.Function):
+    """An identity that shows a layer's inputs and output gradients to a capture."""
+
+    @staticmethod
+    def forward(ctx: Any, outputs: Tensor, inputs: Tensor, capture: Capture, dtype: torch.dtype) -> Tensor:
+        """A copy, since autograd refuses in-place activations on a view that such a function returns."""
+        ctx.save_for_backward(inputs)
+        ctx.capture, ctx.dtype = capture, dtype
+        return outputs.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient as it came."""
+        (inputs,) = ctx.saved_tensors
+        each = gradient.shape[gradient.dim() - inputs.dim() + 1 :]
+        ctx.capture.add(inputs.to(ctx.dtype), gradient.to(ctx.dtype).reshape(-1, *each))
+        return gradient, None, None, None
 
 
 def row_blocks(shape: tuple[int, int], cells: int | None = None) -> Iterator[tuple[int, int]]:

@@ -1,18 +1,20 @@
-"""A user's own model made sparse: its `nn.Linear` layers swapped for sparse ones, by name."""
+"""A user's own model made sparse: its `nn.Linear` and `nn.Conv2d` layers swapped for sparse ones, by name."""
 
 from __future__ import annotations
 
 import inspect
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 
 import torch
 from torch import nn
 
+from sparse_core.conv import SparseConv2d, Unit, reason_against
 from sparse_core.distributions import Distribution, allocate
 from sparse_core.layers import SparseLinear, sparse_layers
 from sparse_core.mlp import dense_indices
@@ -23,13 +25,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """What `sparsify` will do: connections per layer it makes sparse, and why others stay as they are."""
+    """What `sparsify` will do: weights per layer it makes sparse, and why others stay as they are."""
 
     counts: Mapping[str, int]
     skipped: Mapping[str, str]
+    kernels: Mapping[str, int] = field(default_factory=dict)
+    """Weights per kernel of the layers whose connections are whole kernels; a connection is one weight elsewhere."""
 
     def __str__(self) -> str:
-        lines = [f"{name}: {count} connections" for name, count in self.counts.items()]
+        lines = [
+            f"{name}: {count // self.kernels.get(name, 1)} connections"
+            + (f" of {self.kernels[name]} weights each" if name in self.kernels else "")
+            for name, count in self.counts.items()
+        ]
         lines += [f"{name}: stays dense, {reason}" for name, reason in self.skipped.items()]
         return "\n".join(lines)
 
@@ -42,23 +50,26 @@ def sparsify(
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
     dense: str | Sequence[str | int] = "output",
+    conv_unit: Unit = "weight",
     init: str = "torch",
     generator: torch.Generator | None = None,
     backend: str = "gemm",
 ) -> nn.Module:
-    """Swap a model's linear layers for sparse ones, in place, so that the whole model has exactly `sparsity`.
+    """Swap a model's linear layers and convolutions for sparse ones, in place; the whole model has exactly `sparsity`.
 
     The model keeps its weights at the connections that are drawn, and its parameter order. Make the
     optimizer afterwards: parameters are new. What stays dense is logged with the reason; see `plan`.
 
     Args:
-        model: any module; a plain `nn.Linear` is returned as a sparse layer.
-        sparsity: 1 - connections / cells over all weight matrices of the model (parameters with two or
+        model: any module; a plain `nn.Linear` or `nn.Conv2d` is returned as a sparse layer.
+        sparsity: 1 - weights / cells over all weight matrices of the model (parameters with two or
             more axes), dense ones included; 0 leaves the model as it is.
         distribution: see `allocate`.
         include: globs over layer names that may become sparse.
         exclude: globs over layer names that stay dense.
-        dense: further layers kept dense: `"input"`, `"output"` (first and last linear layer), globs, indices.
+        dense: further layers kept dense: `"input"`, `"output"` (first and last of these layers), globs, indices.
+        conv_unit: what a connection of a convolution is, `"weight"` or `"kernel"` (see `SparseConv2d`). Kernels come
+            whole: where no other layer can make up for it, the total is off by at most half a kernel.
         init: `"torch"` keeps the weights as they are, `"fan-in"` scales them for the actual fan-in.
         generator: draws the topologies, layer by layer; torch's global one by default.
         backend: see `SparseLinear`.
@@ -69,17 +80,22 @@ def sparsify(
     Raises:
         ValueError: for a sparsity that cannot be met, or globs that name nothing.
     """
-    chosen = plan(model, sparsity, distribution=distribution, include=include, exclude=exclude, dense=dense)
+    chosen = plan(
+        model, sparsity, distribution=distribution, include=include, exclude=exclude, dense=dense, conv_unit=conv_unit
+    )
     generator = torch.default_generator if generator is None else generator
     for name, reason in chosen.skipped.items():
         logger.info("%s stays dense: %s", name or "the model", reason)
     for name, count in chosen.counts.items():
-        linear = model.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
-        if count == linear.weight.numel():
+        dense_layer = model.get_submodule(name)
+        assert isinstance(dense_layer, nn.Linear | nn.Conv2d)
+        if count == dense_layer.weight.numel():
             continue
-        topology = Topology.random((linear.out_features, linear.in_features), count, generator)
-        layer = SparseLinear.from_dense(linear, topology, init=init, backend=backend)
+        each = chosen.kernels.get(name, 1)
+        outputs = dense_layer.weight.shape[0]
+        shape = (outputs, dense_layer.weight.numel() // (outputs * each))
+        topology = Topology.random(shape, count // each, generator)
+        layer = _sparse(dense_layer, topology, conv_unit, init, backend)
         if not name:
             return layer
         parent = model.get_submodule(name.rpartition(".")[0])
@@ -93,6 +109,12 @@ def sparsify(
     return model
 
 
+def _sparse(layer: nn.Linear | nn.Conv2d, topology: Topology, conv_unit: Unit, init: str, backend: str) -> SparseLinear:
+    if isinstance(layer, nn.Conv2d):
+        return SparseConv2d.from_dense(layer, topology, unit=conv_unit, init=init, backend=backend)
+    return SparseLinear.from_dense(layer, topology, init=init, backend=backend)
+
+
 def plan(
     model: nn.Module,
     sparsity: float,
@@ -101,49 +123,86 @@ def plan(
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
     dense: str | Sequence[str | int] = "output",
+    conv_unit: Unit = "weight",
 ) -> Plan:
     """What `sparsify` would do with these arguments, without doing it."""
     included, excluded = ([globs] if isinstance(globs, str) else list(globs) for globs in (include, exclude))
     already = sparse_layers(model)
     if already and sparsity:
         raise ValueError(f"the model has sparse layers already: {', '.join(already)}; sparsify a dense model, once")
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     for glob in [*included, *excluded]:
-        if glob != "*" and not any(fnmatchcase(name, glob) for name in linears):
-            raise ValueError(f"glob {glob!r} names no linear layer; known: {', '.join(linears) or 'none'}")
-    names = list(linears)
+        if glob != "*" and not any(fnmatchcase(name, glob) for name in layers):
+            raise ValueError(
+                f"glob {glob!r} names no linear layer or convolution; known: {', '.join(layers) or 'none'}"
+            )
+    names = list(layers)
     kept_dense = {names[index] for index in dense_indices(dense, names)} if names and sparsity else set()
     skipped = {}
-    for name, linear in linears.items():
-        reason = _reason_to_skip(model, name, linear)
+    for name, layer in layers.items():
+        reason = f"kept dense by `dense={dense!r}`" if name in kept_dense else _reason_to_skip(model, name, layer)
         if not any(fnmatchcase(name, glob) for glob in included):
             reason = "not included"
         elif any(fnmatchcase(name, glob) for glob in excluded):
             reason = "excluded"
-        elif name in kept_dense and sparsity:
-            reason = f"kept dense by `dense={dense!r}`"
         if reason:
             skipped[name] = reason
-    chosen = [name for name in linears if name not in skipped]
-    shapes: list[tuple[int, ...]] = [tuple(linears[name].weight.shape) for name in chosen]
-    own = {id(linears[name].weight) for name in chosen}
+    chosen = [name for name in layers if name not in skipped]
+    shapes: list[tuple[int, ...]] = [tuple(layers[name].weight.shape) for name in chosen]
+    own = {id(layers[name].weight) for name in chosen}
     others = [tuple(p.shape) for p in model.parameters() if p.dim() >= 2 and id(p) not in own]
     if not shapes and sparsity:
         raise ValueError(f"no layer of this model can be made sparse:\n{Plan({}, skipped)}")
     counts = allocate([*shapes, *others], sparsity, distribution, range(len(shapes), len(shapes) + len(others)))
-    return Plan(MappingProxyType(dict(zip(chosen, counts, strict=False))), MappingProxyType(skipped))
+    kernels = _kernel_sizes(dict(zip(chosen, shapes, strict=True)), conv_unit)
+    if kernels:
+        cells, each = [math.prod(shape) for shape in shapes], [kernels.get(name, 1) for name in chosen]
+        counts = _whole_kernels(counts[: len(shapes)], cells, each)
+    planned = dict(zip(chosen, counts, strict=False))
+    return Plan(MappingProxyType(planned), MappingProxyType(skipped), MappingProxyType(kernels))
 
 
-def _reason_to_skip(model: nn.Module, name: str, linear: nn.Linear) -> str | None:
-    """Why a linear layer's weight is not its own, or None when it may become sparse."""
-    if type(linear) is not nn.Linear:
+def _kernel_sizes(shapes: Mapping[str, tuple[int, ...]], conv_unit: Unit) -> dict[str, int]:
+    """Weights per connection of the layers whose connections are whole kernels."""
+    if conv_unit not in ("weight", "kernel"):
+        raise ValueError(f"`conv_unit` must be 'weight' or 'kernel', got {conv_unit!r}")
+    return {name: math.prod(shape[2:]) for name, shape in shapes.items() if conv_unit == "kernel" and len(shape) == 4}
+
+
+def _whole_kernels(counts: list[int], cells: list[int], each: list[int]) -> list[int]:
+    """Counts that are multiples of `each`, with the same sum where layers of single weights can make up for it.
+
+    Small layers are rounded first, so that larger ones can make up for what a single kernel means there.
+    """
+    found, left = list(counts), 0
+    order = sorted((size == 1, count, index) for index, (count, size) in enumerate(zip(counts, each, strict=True)))
+    for _, count, index in order:
+        if count == cells[index]:
+            continue
+        size = each[index]
+        found[index] = min(max(1, round((count + left) / size)), cells[index] // size) * size
+        left += count - found[index]
+    if 2 * abs(left) > max(each, default=1):
+        raise ValueError(
+            f"`sparsity` cannot be met with whole kernels: each layer keeps at least one, which is {abs(left)} weights "
+            "off; use `conv_unit='weight'`, another sparsity or another distribution"
+        )
+    return found
+
+
+def _reason_to_skip(model: nn.Module, name: str, layer: nn.Linear | nn.Conv2d) -> str | None:
+    """Why a layer's weight is not its own, or none that can be sparse; None when it may become sparse."""
+    plain = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
+    if type(layer) is not plain:
         inside = _owner(model, name)
         if isinstance(inside, nn.MultiheadAttention):
             return "an attention projection whose weight its module reads"
-        return f"a {type(linear).__name__}, not a plain nn.Linear"
-    if linear._forward_pre_hooks or linear._forward_hooks or linear._backward_pre_hooks or linear._backward_hooks:
+        return f"a {type(layer).__name__}, not a plain nn.{plain.__name__}"
+    if isinstance(layer, nn.Conv2d) and (reason := reason_against(layer)):
+        return reason
+    if layer._forward_pre_hooks or layer._forward_hooks or layer._backward_pre_hooks or layer._backward_hooks:
         return "it has hooks, one of which may make its weight (as weight_norm does), and the new layer would lose them"
-    users = [n for n, p in model.named_parameters(remove_duplicate=False) if p is linear.weight]
+    users = [n for n, p in model.named_parameters(remove_duplicate=False) if p is layer.weight]
     if len(users) > 1:
         return f"its weight is tied: {', '.join(users)}"
     return _weight_reader(model, name)

@@ -114,6 +114,13 @@ class Topology:
         pointer = torch.cat([torch.zeros(1, dtype=torch.int64), self.fan_out.cumsum(0)])
         return Transpose(permutation, pointer, self.rows[permutation])
 
+    def widened(self, factor: int) -> Topology:
+        """Each connection as `factor` adjacent ones: shape (out_features, in_features · factor)."""
+        if factor == 1:
+            return self
+        columns = (self.columns[:, None] * factor + torch.arange(factor, dtype=torch.int32)).flatten()
+        return Topology((self.shape[0], self.shape[1] * factor), self.row_pointer * factor, columns)
+
     def to_mask(self) -> Tensor:
         """A dense boolean mask, for people and tests."""
         mask = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.bool)

@@ -201,7 +201,7 @@ def test_candidates(
     if not compiler:
         monkeypatch.setattr("sparse_core.csr.kernels", no_numba)
     values = SimpleNamespace(device=torch.device(device), dtype=dtype, element_size=lambda: dtype.itemsize)
-    layer: Any = SimpleNamespace(out_features=shape[0], in_features=shape[1], values=values)
+    layer: Any = SimpleNamespace(out_features=shape[0], cells=shape[0] * shape[1], values=values)
     assert candidates(layer) == expected
 
 

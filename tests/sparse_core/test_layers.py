@@ -385,6 +385,7 @@ def test_a_state_of_another_count_loads_into_the_same_parameter() -> None:
         ("columns", lambda tensor: tensor.flip(0), "sorted and unique"),
         ("columns", lambda tensor: tensor[:-1], "does not describe"),
         ("values", lambda tensor: tensor[:-1], "values holds 10 values for 11 movable connections"),
+        ("values", lambda tensor: tensor[:, None], "values holds 11 × 1 values for 11 movable connections"),
         ("frozen", lambda tensor: tensor + 12, "frozen must hold distinct ascending indices within .0, 15."),
         ("frozen", lambda tensor: tensor - 1, "frozen must hold distinct ascending indices"),
         ("frozen", lambda tensor: tensor.new_zeros(4), "frozen must hold distinct ascending indices"),

@@ -14,14 +14,16 @@ from sparse_core import (
     Constraint,
     LayerView,
     SparseLinear,
+    SparseMLP,
     Sparsifier,
     Topology,
     generators,
 )
 from sparse_core.draws import sample_distinct
+from sparse_core.importance import PathImportance, Signals
 from sparse_core.signals import Capture
 
-WORKED = {"magnitude", "signed", "random", "gradient"}
+WORKED = {"magnitude", "signed", "random", "gradient", "importance"}
 
 # Eight weights of a 4×4 layer:     0     1    2    3     4    5     6    7
 WEIGHTS = torch.tensor([0.5, -0.1, 0.9, 0.0, -0.4, 0.2, -0.8, 0.1])
@@ -58,7 +60,7 @@ def test_every_rule_has_a_worked_example() -> None:
     ],
 )
 def test_magnitude_drops_the_weakest(count: int, dropped: list[int]) -> None:
-    assert DROP_RULES["magnitude"](view(), count).tolist() == dropped
+    assert DROP_RULES["magnitude"].choose(view(), count).tolist() == dropped
 
 
 @pytest.mark.parametrize(
@@ -73,20 +75,20 @@ def test_magnitude_drops_the_weakest(count: int, dropped: list[int]) -> None:
     ],
 )
 def test_signed_drops_the_weakest_of_each_sign(count: int, dropped: list[int]) -> None:
-    assert DROP_RULES["signed"](view(), count).tolist() == dropped
+    assert DROP_RULES["signed"].choose(view(), count).tolist() == dropped
 
 
 def test_signed_leaves_the_only_negative_when_few_are_dropped() -> None:
     values = torch.tensor([0.5, 0.6, 0.7, -0.9, 0.8, 0.4, 0.3, 0.2])
     alone = LayerView((4, 4), TAKEN, values, TAKEN, seeded())
-    assert DROP_RULES["signed"](alone, 2).tolist() == [6, 7]
+    assert DROP_RULES["signed"].choose(alone, 2).tolist() == [6, 7]
 
 
 def test_random_drops_every_pair_alike() -> None:
     shared = view(3)
     tally = dict.fromkeys(combinations(range(8), 2), 0)
     for _ in range(2800):
-        tally[tuple(DROP_RULES["random"](shared, 2).tolist())] += 1
+        tally[tuple(DROP_RULES["random"].choose(shared, 2).tolist())] += 1
     assert chi_square(list(tally.values())) < 60  # 27 degrees of freedom: the 0.0003 tail
 
 
@@ -128,7 +130,74 @@ def random_view(rows: int, columns: int, share: float, seed: int, constrained: b
             sample_distinct(rows, rows // 2, generator), sample_distinct(columns, columns // 2, generator)
         )
     values = torch.randint(-3, 4, (movable.numel(),), generator=generator) / 4  # with ties and zeros
-    return LayerView(topology.shape, movable, values, topology.positions, generator, capture, constraint)
+    whole = [torch.randint(4, (size,), generator=generator) / 4 for size in (movable.numel(), *topology.shape)]
+    return LayerView(
+        topology.shape, movable, values, topology.positions, generator, capture, constraint, Signals(*whole)
+    )
+
+
+def test_importance_drops_the_least_important_and_grows_between_important_neurons() -> None:
+    # Outputs × inputs: 3·(1, 2, 0, 5), 0·…, 2·(1, 2, 0, 5), 1·(1, 2, 0, 5); vacant are 2, 3, 4, 7, 9, 10, 12, 15.
+    signals = Signals(
+        torch.tensor([5.0, 0.5, 3.0, 0.0, 4.0, 0.5, 6.0, 7.0]),
+        torch.tensor([3.0, 0.0, 2.0, 1.0]),
+        torch.tensor([1.0, 2.0, 0.0, 5.0]),
+    )
+    shown = LayerView((4, 4), TAKEN, WEIGHTS, TAKEN, seeded(), signals=signals)
+    assert DROP_RULES["importance"].choose(shown, 2).tolist() == [1, 3]  # 0.0, then the first of the two 0.5
+    assert GROW_RULES["importance"].choose(shown, 1).tolist() == [3]  # 3·5
+    assert GROW_RULES["importance"].choose(shown, 4).tolist() == [3, 9, 12, 15]  # 2·2, 1·1, 1·5
+    with pytest.raises(RuntimeError, match=r"needs the importance of connections.*`needs_importance=True`"):
+        DROP_RULES["importance"].choose(view(), 1)
+
+
+def test_path_importance_sums_what_each_connection_gained_and_neurons_sum_both_ways() -> None:
+    first = SparseLinear(2, 2, bias=False, topology=Topology.from_positions((2, 2), torch.tensor([0, 3])))
+    second = SparseLinear(2, 1, bias=False, topology=Topology.from_positions((1, 2), torch.tensor([0, 1])))
+    with torch.no_grad():
+        first.values.copy_(torch.tensor([1.0, 2.0]))
+        second.values.copy_(torch.tensor([1.0, -1.0]))
+    optimizer = torch.optim.SGD([first.values, second.values], lr=0.5)
+    importance = PathImportance({"first": first, "second": second}, {"second": "first"})
+    for _ in range(2):
+        optimizer.zero_grad()
+        (first.values @ torch.tensor([2.0, 4.0]) + second.values @ torch.tensor([1.0, 0.0])).backward()
+        importance.before_step()
+        optimizer.step()
+        importance.after_step()
+    # lr · g² for each step of plain SGD: twice 0.5·4, 0.5·16; twice 0.5·1, 0.
+    shown = importance.signals("first"), importance.signals("second")
+    assert [signals.connections.tolist() for signals in shown] == [[4.0, 16.0], [1.0, 0.0]]
+    assert shown[0].inputs.tolist() == [4.0, 16.0]
+    assert shown[0].outputs.tolist() == shown[1].inputs.tolist() == [4.0 + 1.0, 16.0 + 0.0]
+    assert shown[1].outputs.tolist() == [1.0]
+
+
+def test_importance_begins_anew_at_each_change_and_is_gathered_by_the_optimizers_steps() -> None:
+    model = SparseMLP([6, 8, 2], sparsity=0.5, generator=seeded())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier = Sparsifier(model, optimizer, drop="importance", grow="importance", period=3, seed=0)
+    inputs = torch.randn(16, 6, generator=seeded(1))
+    expected = torch.zeros(0)
+    for step in range(1, 6):
+        optimizer.zero_grad()
+        model(inputs).square().mean().backward()
+        (layer,) = sparsifier.layers.values()
+        gradient = layer.values.grad.clone()
+        optimizer.step()
+        expected = 0.1 * gradient**2 + (expected if step not in (1, 4) else 0)
+        assert sparsifier.importance is not None
+        torch.testing.assert_close(sparsifier.importance.signals("0").connections, expected)
+        rewirings = sparsifier.step()
+        assert bool(rewirings) == (step == 3)
+    state = sparsifier.state_dict()
+    twin = Sparsifier(model, optimizer, drop="importance", grow="importance", period=3, seed=0)
+    twin.load_state_dict(state)
+    assert twin.importance is not None
+    torch.testing.assert_close(twin.importance.signals("0").connections, expected)
+    sparsifier.detach()
+    twin.detach()
+    assert not optimizer._optimizer_step_pre_hooks
 
 
 views = st.tuples(st.integers(1, 9), st.integers(1, 9), st.floats(0, 1), st.integers(0, 2**32), st.booleans())
@@ -141,11 +210,11 @@ def test_drop_rules_choose_exactly_and_repeatably(
 ) -> None:
     layer, twin = random_view(*case), random_view(*case)
     count = round(part * layer.count)
-    dropped = DROP_RULES[name](layer, count)
+    dropped = DROP_RULES[name].choose(layer, count)
     assert dropped.tolist() == sorted(set(dropped.tolist()))
     assert dropped.numel() == count
     assert all(0 <= index < layer.count for index in dropped.tolist())
-    assert torch.equal(dropped, DROP_RULES[name](twin, count))
+    assert torch.equal(dropped, DROP_RULES[name].choose(twin, count))
 
 
 @pytest.mark.parametrize("name", GROW_RULES)

@@ -411,7 +411,7 @@ WRONG_GROWTHS = {
 )
 def test_a_misbehaving_rule_is_refused_and_nothing_changes(kind: str, wrong: str) -> None:
     # Right on the layers before the last, so that a change in part would show.
-    drop, grow = DROP_RULES["random"], GROW_RULES["random"].choose
+    drop, grow = DROP_RULES["random"].choose, GROW_RULES["random"].choose
     last = (12, 16)
     if kind == "drop":
         drop_rule("wrong")(lambda view, count: (WRONG_DROPS[wrong] if view.shape == last else drop)(view, count))

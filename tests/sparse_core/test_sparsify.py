@@ -232,8 +232,8 @@ def test_a_torch_transformer_works_in_evaluation_too(padded: bool, batch_first: 
 
 
 def test_other_weights_count_as_dense() -> None:
-    # Embedding 10×8, convolution 4×1×3×3 = 36, linear 8×8: 180 cells; half of them all come from the linear one.
-    model = nn.ModuleList([nn.Embedding(10, 8), nn.Conv2d(1, 4, 3), nn.Linear(8, 8)])
+    # Embedding 10×8, grouped convolution 4×1×3×3 = 36, linear 8×8: 180 cells; what goes is all of the linear one.
+    model = nn.ModuleList([nn.Embedding(10, 8), nn.Conv2d(4, 4, 3, groups=4), nn.Linear(8, 8)])
     assert plan(model, 0.25, dense=()).counts == {"2": 64 - 45}
     with pytest.raises(ValueError, match="of 180 connections 116 are in layers kept dense"):
         plan(model, 0.5, dense=())
@@ -260,7 +260,7 @@ def test_skipped_layers_are_logged_with_the_reason(caplog: pytest.LogCaptureFixt
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"include": "tail"}, "glob 'tail' names no linear layer; known: body.first, body.second, head"),
+        ({"include": "tail"}, "glob 'tail' names no linear layer or convolution; known: body.first, body.second, head"),
         ({"exclude": "tail.*"}, "glob 'tail.*' names no linear layer"),
         ({"dense": ("tail",)}, "`dense` names no layer with 'tail'"),
         ({"sparsity": 1.0}, "`sparsity` must be a number in [0, 1)"),
