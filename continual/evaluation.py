@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -16,13 +17,18 @@ Samples = tuple[Tensor, Tensor]
 def accuracy_rows(
     learner: Learner, tasks: Sequence[Samples], batch_size: int = 2048
 ) -> tuple[list[float], list[float]]:
-    """Accuracy on each task's samples (x, y), as fractions: with the task not known, and with it known."""
+    """Accuracy on each task's samples (x, y), as fractions: with the task not known, and with it known.
+
+    The first row is NaN for a learner that must know the task: one whose `scenarios` name "task-il" alone.
+    """
     without, within = [], []
+    needs_task = tuple(getattr(learner, "scenarios", ())) == ("task-il",)
     for number, (x, y) in enumerate(tasks):
         right_class = right_task = 0
         for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
-            right_class += int((learner.class_scores(images).argmax(1) == labels).sum())
+            if not needs_task:
+                right_class += int((learner.class_scores(images).argmax(1) == labels).sum())
             right_task += int((learner.task_scores(images, number).argmax(1) == labels).sum())
-        without.append(right_class / len(y))
+        without.append(math.nan if needs_task else right_class / len(y))
         within.append(right_task / len(y))
     return without, within

@@ -54,7 +54,13 @@ def other_rows_zeroed(targets: Targets, criterion: Criterion) -> Tensor:
 
 @HEADS.register("sigmoid")
 def one_versus_rest(targets: Targets, criterion: Criterion) -> Tensor:
-    """Binary cross-entropy of every class of the task against the rest; `criterion` is not asked."""
+    """Binary cross-entropy of every class of the task against the rest, summed over classes; `criterion` is not asked.
+
+    The mean over samples of classes and the mean over those of none, added.
+    """
     classes = torch.arange(targets.units.numel(), device=targets.local.device)
     wanted = (targets.local[:, None] == classes).to(targets.logits.dtype)
-    return functional.binary_cross_entropy_with_logits(targets.logits[:, targets.units], wanted)
+    losses = functional.binary_cross_entropy_with_logits(targets.logits[:, targets.units], wanted, reduction="none")
+    known = (targets.local >= 0).to(losses.dtype)
+    shares = known / known.sum().clamp(min=1) + (1 - known) / (1 - known).sum().clamp(min=1)
+    return (losses.sum(1) * shares).sum()

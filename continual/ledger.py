@@ -134,7 +134,9 @@ class TaskLedger:
             if index:
                 spread = shape[1] // self.shapes[self.names[index - 1]][0]
                 inputs = self._readable(index, grants[self.names[index - 1]].outputs, spread)
-            place = self._place(name, outputs, inputs, demand, generator, policy, worth)
+            place = self.place(
+                name, outputs, inputs, demand.connections, generator, policy=policy, worth=worth
+            )  # fmt: skip
             grants[name] = Grant(outputs, inputs, place[0], min(demand.reserved, outputs.numel()), released, place[1])
         return grants
 
@@ -169,22 +171,29 @@ class TaskLedger:
             neurons = torch.cat([selected, reserved]).unique()
         return (neurons[:, None] * spread + torch.arange(spread)).flatten()
 
-    def _place(
+    def place(
         self,
         name: str,
         outputs: Tensor,
         inputs: Tensor,
-        demand: Demand,
+        count: int,
         generator: torch.Generator,
-        policy: Policy,
-        worth: Worth | None,
+        *,
+        policy: Policy = "error",
+        worth: Worth | None = None,
+        also_taken: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Positions uniform over the free ones of outputs × inputs, and those given back for them."""
+        """`count` positions uniform over the free ones of outputs × inputs, and those given back for them; see `plan`.
+
+        `also_taken` are flat positions, ascending, that count as taken.
+        """
         width = self.shapes[name][1]
         taken = self._positions[name]
+        if also_taken is not None:
+            taken = torch.cat([taken, also_taken]).unique()
         row, column = taken // width, taken % width
         inside = among(row, outputs) & among(column, inputs)
-        cells, count = outputs.numel() * inputs.numel(), demand.connections
+        cells = outputs.numel() * inputs.numel()
         given_back = taken[:0]
         if policy == "reclaim" and worth is not None:
             unprotected = inside & (self.reserved_by[name][row] < 0)

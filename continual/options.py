@@ -85,8 +85,22 @@ class SubspaceOptions:
     grow: str | None = "gradient"
     drop_fraction: float = 0.2
     schedule: str = "cosine"
-    init: Literal["xavier", "fan-in"] = "xavier"
-    """New connections: uniform as in Glorot & Bengio for the dense shape, or for the actual fan-in."""
+    period: int | None = None
+    """Steps between two changes; left out, one change after every epoch but the last."""
+    stop: float = 1.0
+    """Share of a task's steps after which its connections stay."""
+    capture_batches: int = 1
+    """Batches before a change that gradient growth looks at."""
+    rate_schedule: str = "constant"
+    """Course of the learning rate over each task; see `SCHEDULES`."""
+    head_bias: bool = True
+    """Whether outputs have a bias; without, only connections speak for a class."""
+    calibrate: bool = False
+    """Whether a finished task's output rows are scaled, class by class, to be comparable; see `SpaceNet`."""
+    regrow: Literal["no", "kept", "fresh"] = "no"
+    """Whether a connection dropped in a change may grow again in it; see `Sparsifier`."""
+    init: Literal["xavier", "he"] = "xavier"
+    """New connections: uniform as in Glorot & Bengio for the dense shape, or as in He et al. for the actual fan-in."""
     biases: Literal["reserved", "used"] = "used"
     """Biases frozen when a task ends (shared isolation)."""
     read_reserved: bool = True
@@ -96,7 +110,9 @@ class SubspaceOptions:
 
     def __post_init__(self) -> None:
         HEADS[self.head]
-        SCHEDULES[self.schedule]
+        SCHEDULES[self.schedule], SCHEDULES[self.rate_schedule]
+        if self.period is not None and self.period < 1:
+            raise ValueError(f"`period` must be at least 1 step, got {self.period}")
         if (self.drop is None) != (self.grow is None):
             raise ValueError(
                 f"give both `drop` and `grow`, or neither for static connections; got {self.drop!r}, {self.grow!r}"
@@ -104,7 +120,7 @@ class SubspaceOptions:
         if self.drop is not None and self.grow is not None:
             DROP_RULES[self.drop], GROW_RULES[self.grow]
         choices = {"isolation": get_args(Isolation), "policy": POLICIES, "reads": ("earlier", "own")}
-        choices |= {"init": ("xavier", "fan-in"), "biases": ("reserved", "used")}
+        choices |= {"init": ("xavier", "he"), "biases": ("reserved", "used"), "regrow": ("no", "kept", "fresh")}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}")

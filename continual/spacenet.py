@@ -21,7 +21,24 @@ from sparse_core.topology import Rewiring
 class SpaceNet(SubspaceStrategy):
     """One shared network in which every task reserves neurons; ours, on the ideas of SpaceNet (arXiv:2007.07617)."""
 
-    optimizer_name, learning_rate = "sgd", 0.01
+    @classmethod
+    def defaults(cls, isolation: str) -> dict[str, Any]:
+        """One configuration for each isolation, chosen on validation data; docs/results.md says how."""
+        moving = {"grow": "gradient", "schedule": "cosine", "drop_fraction": 0.3, "capture_batches": 8}
+        if isolation == "strict":
+            return {
+                **moving, "head": "current", "drop": "magnitude", "period": 20, "stop": 0.75, "init": "he",
+                "reads": "own", "rate_schedule": "cosine",
+            }  # fmt: skip
+        return {
+            **moving, "head": "zeroed", "drop": "importance", "period": 20, "head_bias": False, "calibrate": True,
+            "read_reserved": False,
+        }  # fmt: skip
+
+    @classmethod
+    def optimization(cls, isolation: str) -> tuple[str, float]:
+        """Optimizer and learning rate where none is given."""
+        return ("adam", 0.004) if isolation == "strict" else ("sgd", 0.01)
 
     @classmethod
     def for_setup(cls, setup: Setup, **chosen: Any) -> Self:
@@ -33,28 +50,31 @@ class SpaceNet(SubspaceStrategy):
             labels * setup.tasks if multi_head else labels, channels=setup.channels, norm=setup.norm,
             backend=setup.backend,
         )  # fmt: skip
-        shapes = [*network.shapes.values()]
-        options: dict[str, Any] = {"sizes": cls.sizes(shapes, setup.classes_per_task, setup.tasks), **chosen}
-        options |= setup.given(isolation="isolation", head="head", policy="policy") | dict(setup.options)
+        isolation = setup.isolation or chosen.get("isolation", "shared")
+        sizes = cls.sizes([*network.shapes.values()], setup.classes_per_task, setup.tasks, isolation)
+        options = {"sizes": sizes, **chosen, "isolation": isolation}
+        options |= setup.given(head="head", policy="policy") | dict(setup.options)
         return cls(
             model=network,
-            optimizer=setup.make_optimizer(network.parameters(), cls.optimizer_name, cls.learning_rate),
+            optimizer=setup.make_optimizer(network.parameters(), *cls.optimization(isolation)),
             device=setup.device, plugins=list(setup.plugins), evaluator=setup.evaluator, seed=setup.seed,
             multi_head=multi_head, labels=labels,
             **setup.given(epochs="train_epochs", batch_size="train_mb_size"), **options,
         )  # fmt: skip
 
     @classmethod
-    def sizes(cls, shapes: Sequence[tuple[int, int]], classes: int, tasks: int) -> Sizes:
-        """What each of so many tasks gets in a network of these layers."""
-        return Sizes.fitting(shapes, classes, tasks)
+    def sizes(cls, shapes: Sequence[tuple[int, int]], classes: int, tasks: int, isolation: str) -> Sizes:
+        """What each of so many tasks gets in a network of these layers: all its neurons for itself, if they suffice."""
+        if isolation == "strict":  # positions are what tasks share; neurons need no reservation
+            return Sizes.fitting(shapes, classes, tasks, densities=(0.16, 0.256, 1.0), reserve=0.0)
+        return Sizes.fitting(shapes, classes, tasks, reserve=1.0)
 
 
 class SpaceNet2021(SpaceNet):
     """What the release does, quirks included (docs/deviations.md); the regression baseline, not a recommendation."""
 
     @classmethod
-    def defaults(cls) -> dict[str, Any]:
+    def defaults(cls, isolation: str) -> dict[str, Any]:
         """The release's choices."""
         return {
             "head": "zeroed", "drop": "importance", "grow": "importance", "drop_fraction": 0.2, "schedule": "constant",
@@ -62,7 +82,7 @@ class SpaceNet2021(SpaceNet):
         }  # fmt: skip
 
     @classmethod
-    def sizes(cls, shapes: Sequence[tuple[int, int]], classes: int, tasks: int) -> Sizes:
+    def sizes(cls, shapes: Sequence[tuple[int, int]], classes: int, tasks: int, isolation: str) -> Sizes:
         """The release's densities between selected neurons: 10,000, 1,640 and 80 connections in 784-80-80-2."""
         densities = (10_000 / (784 * 80), 1_640 / 6_400, 0.5)
         return Sizes.fitting(shapes, classes, tasks, densities=densities)

@@ -15,9 +15,10 @@ from avalanche.training.plugins.evaluation import default_evaluator
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 
+from continual.calibration import calibrate
 from continual.heads import HEADS, Targets
 from continual.learner import Costs
-from continual.ledger import Grant, TaskLedger
+from continual.ledger import Demand, Grant, TaskLedger
 from continual.loading import InMemory
 from continual.networks import (
     Connections,
@@ -29,13 +30,14 @@ from continual.networks import (
     movable_connections,
 )
 from continual.options import Sizes, SubspaceOptions, accepting
-from sparse_core import Constraint, SparseLinear, Sparsifier, generators
+from continual.tensors import tensors_of
+from sparse_core import SCHEDULES, Constraint, SparseLinear, Sparsifier, generators
 from sparse_core.draws import among, largest
 from sparse_core.importance import PathImportance
 
 log = logging.getLogger(__name__)
 
-_DRAWS = ("allocation", "weights", "batches", "outliers")
+_DRAWS = ("allocation", "weights", "batches", "samples")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,11 @@ class Task:
     connections: dict[str, Connections]
     biases: dict[str, Tensor]
     norms: dict[str, dict[str, Tensor]]
+
+
+def task_seed(seed: int, number: int) -> int:
+    """A seed of its own for each task."""
+    return int(np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1)[0])
 
 
 @contextmanager
@@ -107,7 +114,7 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
     ) -> None:
         if not isinstance(model, SubspaceNetwork):
             raise TypeError(f"`model` must be a `SubspaceNetwork`, got {type(model).__name__}; make one of its layers")
-        chosen = {**self.defaults(), **options}
+        chosen = {**self.defaults(options.get("isolation", "shared")), **options}
         chosen.setdefault("sizes", Sizes.fitting([*model.shapes.values()], 2, 5))
         self.options = SubspaceOptions(**chosen)
         super().__init__(
@@ -116,6 +123,7 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
             evaluator=evaluator, eval_every=eval_every,
         )  # fmt: skip
         self.network = model
+        self._rates = [float(group["lr"]) for group in optimizer.param_groups]
         self.multi_head = multi_head
         self.labels = model.units if labels is None else labels
         self.ledger = TaskLedger(model.shapes, shared_inputs=self.options.read_reserved)
@@ -131,8 +139,8 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
         self._resumed: Mapping[str, Any] | None = None
 
     @classmethod
-    def defaults(cls) -> dict[str, Any]:
-        """The options in which a strategy differs from `SubspaceOptions`."""
+    def defaults(cls, isolation: str) -> dict[str, Any]:
+        """The options in which a strategy differs from `SubspaceOptions`, under that isolation."""
         return {}
 
     @property
@@ -171,9 +179,13 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
     def _plan(self, task: Task) -> dict[str, Grant]:
         """Neurons and first connections of a task that begins."""
         return self.ledger.plan(
-            self.options.sizes.demands(self.ledger.names), self._trained_units(task), self._draws["allocation"],
+            self._demands(task), self._trained_units(task), self._draws["allocation"],
             policy=self.options.policy, worth=self._worth,
         )  # fmt: skip
+
+    def _demands(self, task: Task) -> dict[str, Demand]:
+        """What a task wants of each layer."""
+        return self.options.sizes.demands(self.ledger.names)
 
     def _trained_units(self, task: Task) -> Tensor:
         """Outputs that take part in a task's training, ascending."""
@@ -201,14 +213,15 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
         if self.options.init == "xavier":
             return drawn * (6 / ((inputs + outputs) * each.numel())) ** 0.5
         fan_in = torch.bincount(positions // inputs, minlength=outputs)[positions // inputs] * each.numel()
-        return drawn * (3 / fan_in).sqrt().view(-1, *[1] * len(each))
+        return drawn * (6 / fan_in).sqrt().view(-1, *[1] * len(each))
 
     def _initial_biases(self, name: str, layer: SparseLinear) -> tuple[Tensor, Tensor]:
         """Biases to begin a task with, and those that stay as they are: other units' always."""
         assert self._current is not None
         if name == self.ledger.names[-1]:
             others = torch.ones(self.network.units, dtype=torch.bool)
-            others[self._trained_units(self._current)] = False
+            if self.options.head_bias:
+                others[self._trained_units(self._current)] = False
             return all_biases(layer), others.nonzero().squeeze(1)
         if self.strict:
             return all_biases(layer).zero_(), torch.empty(0, dtype=torch.int64)
@@ -230,13 +243,13 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
             name: Constraint(nowhere if name == last else grant.outputs, grant.inputs, self.ledger.taken(name))
             for name, grant in self.grants.items()
         }
-        options = self.options
-        seed = int(np.random.SeedSequence(self.seed, spawn_key=(number,)).generate_state(1)[0])
+        options, total = self.options, max(iterations * self.train_epochs, 1)
+        period = max(iterations if options.period is None else options.period, 1)
         return Sparsifier(
             self.network, self.optimizer, drop=options.drop, grow=options.grow, drop_fraction=options.drop_fraction,
-            schedule=options.schedule, period=max(iterations, 1), total_steps=max(iterations * self.train_epochs, 1),
-            stop=(self.train_epochs - 1) / max(self.train_epochs, 1), constraints=constraints,
-            importance=self._make_importance(), seed=seed,
+            schedule=options.schedule, regrow=options.regrow, period=period, total_steps=total,
+            stop=min(options.stop, max(1 - period / total, 0)), capture_batches=options.capture_batches,
+            constraints=constraints, importance=self._make_importance(), seed=task_seed(self.seed, number),
         )  # fmt: skip
 
     def _make_importance(self) -> PathImportance:
@@ -252,6 +265,14 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
             self.training_epoch(**kwargs)
             self.epochs_done += 1
             self._after_training_epoch(**kwargs)
+
+    def _before_update(self, **kwargs: Any) -> None:
+        super()._before_update(**kwargs)
+        if self.options.rate_schedule != "constant":
+            assert self.sparsifier is not None
+            total = len(self.dataloader) * self.train_epochs
+            for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+                group["lr"] = SCHEDULES[self.options.rate_schedule](rate, total)(self.sparsifier.steps)
 
     def _after_update(self, **kwargs: Any) -> None:
         super()._after_update(**kwargs)
@@ -270,13 +291,17 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
         chain = self.network.chain
         scores = {name: self.sparsifier.importance.signals(name).outputs for name in self.ledger.hidden}
         reserved = {name: self._reserve(self.grants[name], scores[name]) for name in self.ledger.hidden}
+        self.sparsifier.detach()
+        self.sparsifier = None
+        if self.options.calibrate:
+            x, y = self._own_samples()
+            with evaluating(self.network):
+                calibrate(self.network, x, y, self._current.units, torch.tensor(self._current.classes))
         own = {name: movable_connections(layer) for name, layer in chain.items()}
         if self.strict:
             self._current.connections.update(own)
             self._current.biases.update({name: all_biases(layer) for name, layer in chain.items()})
             self._current.norms.update({name: norm.content() for name, norm in self.network.norm_of.items()})
-        self.sparsifier.detach()
-        self.sparsifier = None
         self.ledger.close_task({name: part.positions for name, part in own.items()}, reserved, scores)
         if not self.strict:
             for name, layer in chain.items():
@@ -287,6 +312,17 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
         self.optimizer.state = defaultdict(dict)
         self.tasks.append(self._current)
         self._current, self.grants = None, {}
+
+    def _own_samples(self) -> tuple[Tensor, Tensor]:
+        """The task's training samples and labels, on the device; one by one where they do not lie in memory."""
+        dataset = self.experience.dataset
+        tensors = tensors_of(dataset)
+        if tensors is None:
+            samples = [dataset[index] for index in range(len(dataset))]
+            x, y = torch.stack([sample[0] for sample in samples]), torch.tensor([int(sample[1]) for sample in samples])
+        else:
+            x, y = tensors[:2]
+        return x.to(self.device), y.to(self.device)
 
     @staticmethod
     def _reserve(grant: Grant, scores: Tensor) -> Tensor:
@@ -449,16 +485,21 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
         if not self.strict:
             indices += sum(layer.columns.nbytes + layer.row_pointer.nbytes for layer in chain)
         return Costs(
-            nnz=sum(row.connections for row in table), neurons=sum(row.used for row in table[:-1]),
-            parameter_bytes=values, index_bytes=indices, flops=self._flops(),
-            capacity=tuple(asdict(row) for row in table),
+            nnz=sum(row.connections * self._taps(row.layer) for row in table),
+            neurons=sum(row.used for row in table[:-1]), parameter_bytes=values, index_bytes=indices,
+            flops=self._flops(), capacity=tuple(asdict(row) for row in table),
         )  # fmt: skip
+
+    def _taps(self, name: str) -> int:
+        """Weights of one connection."""
+        return self.network.chain[name].values.shape[1:].numel()
 
     def _flops(self) -> int:
         if not self.strict:
             return 2 * sum(layer.nnz for layer in self.network.chain.values())
         return 2 * sum(
-            self._visible(name, number).positions.numel() + task.connections[name].positions.numel()
+            (self._visible(name, number).positions.numel() + task.connections[name].positions.numel())
+            * self._taps(name)
             for number, task in enumerate(self.tasks)
             for name in self.ledger.names
         )

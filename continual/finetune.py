@@ -1,0 +1,184 @@
+"""One sparse network for all tasks, its connections moving, nothing reserved: what reservation is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from avalanche.training.plugins.evaluation import default_evaluator
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor, nn
+
+from continual.heads import HEADS, Targets
+from continual.learner import Costs
+from continual.loading import InMemory
+from continual.subspaces import evaluating, task_seed
+from sparse_core import SparseMLP, Sparsifier, generators, meters, sparse_layers
+
+
+class SparseFinetune(InMemory, SupervisedTemplate):
+    """A sparse network that is trained on one task after the other with SET or RigL, and forgets as it may.
+
+    Args:
+        model: with sparse layers; one output per class.
+        optimizer: any elementwise torch optimizer over the model's parameters.
+        criterion: loss of logits and class indices.
+        train_mb_size: samples in a training batch.
+        train_epochs: epochs of each task.
+        eval_mb_size: samples in an evaluation batch.
+        device: where to compute.
+        plugins: Avalanche plugins.
+        evaluator: Avalanche's evaluation plugin.
+        eval_every: as in Avalanche.
+        topology: name of a preset of `sparse_core` by which connections move, once an epoch.
+        drop_fraction: share that moves.
+        head: how other classes take part in the loss; see `HEADS`.
+        seed: of every draw.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        criterion: nn.Module | None = None,
+        train_mb_size: int = 128,
+        train_epochs: int = 4,
+        eval_mb_size: int | None = 1024,
+        device: str | torch.device = "cpu",
+        plugins: Sequence[Any] | None = None,
+        evaluator: Any = default_evaluator,
+        eval_every: int = -1,
+        topology: str = "set",
+        drop_fraction: float = 0.2,
+        head: str = "full",
+        seed: int | None = None,
+    ) -> None:
+        HEADS[head]
+        super().__init__(
+            model=model, optimizer=optimizer, criterion=criterion or nn.CrossEntropyLoss(), device=device,
+            train_mb_size=train_mb_size, train_epochs=train_epochs, eval_mb_size=eval_mb_size, plugins=plugins,
+            evaluator=evaluator, eval_every=eval_every,
+        )  # fmt: skip
+        self.head, self.topology, self.drop_fraction = head, topology, drop_fraction
+        self.seed = int(torch.randint(2**63 - 1, ())) if seed is None else seed
+        self.batch_seed = self.seed
+        self.tasks: list[tuple[int, ...]] = []
+        self.sparsifier: Sparsifier | None = None
+        self.epochs_done = 0
+        self._resumed: Mapping[str, Any] | None = None
+
+    def check_model_and_optimizer(self, **kwargs: Any) -> None:
+        """Avalanche's, then the task begins: only now is it known how long an epoch is."""
+        super().check_model_and_optimizer(**kwargs)
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None:  # only now: Avalanche's first `make_optimizer` wipes what is there
+            self.optimizer.load_state_dict(resumed["optimizer"])
+        if resumed is None or resumed["sparsifier"] is None:
+            assert self.experience is not None
+            self.tasks.append(tuple(sorted(int(label) for label in self.experience.classes_in_this_experience)))
+            self.epochs_done = 0
+        seed = task_seed(self.seed, len(self.tasks))
+        self.sparsifier = Sparsifier.preset(
+            self.topology, self.model, self.optimizer, drop_fraction=self.drop_fraction,
+            period=max(len(self.dataloader), 1), seed=seed,
+            total_steps=max(len(self.dataloader) * self.train_epochs, 1),
+        )  # fmt: skip
+        if resumed is not None and resumed["sparsifier"] is not None:
+            self.sparsifier.load_state_dict(resumed["sparsifier"])
+
+    def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
+        for _ in range(self.epochs_done, self.train_epochs):
+            self._before_training_epoch(**kwargs)
+            if self._stop_training:
+                self._stop_training: bool = False
+                break
+            self.training_epoch(**kwargs)
+            self.epochs_done += 1
+            self._after_training_epoch(**kwargs)
+
+    def _after_update(self, **kwargs: Any) -> None:
+        super()._after_update(**kwargs)
+        assert self.sparsifier is not None
+        self.sparsifier.step()
+
+    def _after_training_exp(self, **kwargs: Any) -> None:
+        assert self.sparsifier is not None
+        self.sparsifier.detach()
+        self.sparsifier = None
+        super()._after_training_exp(**kwargs)
+
+    def criterion(self) -> Tensor:
+        """The head's loss while training."""
+        if not self.is_training:
+            return self._criterion(self.mb_output, self.mb_y)
+        units = torch.tensor(self.tasks[-1], device=self.mb_y.device)
+        targets = Targets(self.mb_output, units, torch.searchsorted(units, self.mb_y), self._output_bias())
+        return HEADS[self.head](targets, self._criterion)
+
+    def _output_bias(self) -> Tensor:
+        *_, last = self.model.parameters()
+        return last
+
+    @torch.no_grad()
+    def class_scores(self, x: Tensor) -> Tensor:
+        """Scores (n, labels) with the task not known."""
+        with evaluating(self.model):
+            scores: Tensor = self.model(x)
+        return scores
+
+    def task_scores(self, x: Tensor, number: int) -> Tensor:
+        """Scores (n, labels) within a task, -inf elsewhere; for one still to come, over all labels."""
+        scores = self.class_scores(x)
+        if number >= len(self.tasks):
+            return scores
+        within = torch.full_like(scores, -torch.inf)
+        classes = torch.tensor(self.tasks[number], device=x.device)
+        return within.index_copy(1, classes, scores[:, classes])
+
+    def costs(self) -> Costs:
+        """One network, whatever the number of tasks."""
+        held = meters.memory(self.model)
+        layers = sparse_layers(self.model).values()
+        neurons = sum(int((layer.topology.fan_in > 0).sum()) for layer in layers)
+        return Costs(
+            nnz=meters.nnz(self.model), neurons=neurons, parameter_bytes=held.parameters, index_bytes=held.indices,
+            flops=2 * meters.nnz(self.model),
+        )  # fmt: skip
+
+    def state(self) -> dict[str, Any]:
+        """Everything that resuming needs."""
+        return {
+            "tasks": [list(task) for task in self.tasks],
+            "model": dict(self.model.state_dict()),
+            "batches": self.batch_generator.get_state(),
+            "epochs_done": self.epochs_done,
+            "optimizer": self.optimizer.state_dict(),
+            "sparsifier": None if self.sparsifier is None else self.sparsifier.state_dict(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state` gave; within a task, the next call of `train` must be for the task's experience."""
+        self.tasks = [tuple(task) for task in state["tasks"]]
+        self.model.load_state_dict(state["model"])
+        self.batch_generator.set_state(state["batches"])
+        self.epochs_done = state["epochs_done"]
+        if state["sparsifier"] is None:
+            self.optimizer.load_state_dict(state["optimizer"])
+        else:
+            self._resumed = state
+
+
+def sparse_network(
+    inputs: int, hidden: Sequence[int], units: int, connections: int, seed: int, backend: str
+) -> nn.Module:
+    """A sparse perceptron of samples (B, …) with so many connections in all."""
+    sizes = [inputs, *hidden, units]
+    cells = sum(fan_in * fan_out for fan_in, fan_out in pairwise(sizes))
+    network = SparseMLP(
+        sizes, sparsity=max(0.0, 1 - connections / cells), generator=generators(seed, "network")["network"],
+        backend=backend,
+    )  # fmt: skip
+    return nn.Sequential(nn.Flatten(), network)
