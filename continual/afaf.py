@@ -44,12 +44,14 @@ class AFAF(SpaceNet):
         }  # fmt: skip
 
     @classmethod
-    def optimization(cls, isolation: str) -> tuple[str, float]:
+    def optimization(cls, isolation: str, multi_head: bool) -> tuple[str, float]:
         """The release's."""
         return "sgd", 0.1
 
     @classmethod
-    def sizes(cls, shapes: Sequence[tuple[int, int]], classes: int, tasks: int, isolation: str) -> Sizes:
+    def sizes(
+        cls, shapes: Sequence[tuple[int, int]], classes: int, tasks: int, isolation: str, multi_head: bool
+    ) -> Sizes:
         """Shares of the release: 0.2 of a hidden layer selected and 0.3 of these kept, 0.1 of the last and all kept."""
         fitted = Sizes.fitting(shapes, classes, tasks, densities=(0.25, 0.25, 0.7), reserve=0.3)
         last = max(classes, min(round(0.1 * shapes[-2][0]), shapes[-2][0] // tasks))

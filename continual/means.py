@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -30,6 +31,12 @@ class Statistics(Protocol):
     @property
     def nbytes(self) -> int:
         """Bytes of the statistics."""
+
+    def state(self) -> dict[str, Any]:
+        """What was learned, as tensors."""
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state` gave."""
 
 
 class NearestMeans:
@@ -64,6 +71,14 @@ class NearestMeans:
         """Minus half the squared distance to every mean, but for what all have in common: (n, labels)."""
         scores = x.flatten(1).to(self.means) @ self.means.T - self.means.square().sum(1) / 2
         return scores.masked_fill(self.counts == 0, -torch.inf).to(x.device)
+
+    def state(self) -> dict[str, Any]:
+        """What was learned, as tensors."""
+        return {"counts": self.counts.clone(), "means": self.means.clone()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state` gave."""
+        self.counts, self.means = (state[name].to(self.means, copy=True) for name in ("counts", "means"))
 
 
 class StatisticsStrategy(InMemory, SupervisedTemplate):

@@ -40,16 +40,23 @@ class SpaceNetOOD(SpaceNet):
         """Chosen on validation data; docs/results.md says how."""
         return {
             "isolation": "strict", "reads": "own", "head": "sigmoid", "drop": "magnitude", "grow": "gradient",
-            "drop_fraction": 0.2, "schedule": "cosine", "capture_batches": 8, "init": "he", "rate_schedule": "cosine",
+            "drop_fraction": 0.2, "schedule": "cosine", "capture_batches": 20, "init": "he", "rate_schedule": "cosine",
         }  # fmt: skip
 
     @classmethod
-    def optimization(cls, isolation: str) -> tuple[str, float]:
+    def optimization(cls, isolation: str, multi_head: bool) -> tuple[str, float]:
         """Optimizer and learning rate where none is given."""
         return "adam", 0.004
 
     @classmethod
-    def sizes(cls, shapes: Sequence[tuple[int, int]], classes: int, tasks: int, isolation: str) -> Sizes:
+    def adjusted(cls, isolation: str, multi_head: bool) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    @classmethod
+    def sizes(
+        cls, shapes: Sequence[tuple[int, int]], classes: int, tasks: int, isolation: str, multi_head: bool
+    ) -> Sizes:
         """As many connections as SpaceNet's tasks have."""
         return Sizes.fitting(shapes, classes, tasks, reserve=0.0)
 

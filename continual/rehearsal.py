@@ -78,12 +78,14 @@ class SpaceNetRehearsal(SpaceNet):
         return {"head": "current", "drop": "importance", "grow": "gradient", "drop_fraction": 0.2}
 
     @classmethod
-    def optimization(cls, isolation: str) -> tuple[str, float]:
+    def optimization(cls, isolation: str, multi_head: bool) -> tuple[str, float]:
         """Optimizer and learning rate where none is given."""
         return "adam", 0.002
 
     @classmethod
-    def sizes(cls, shapes: Sequence[tuple[int, int]], classes: int, tasks: int, isolation: str) -> Sizes:
+    def sizes(
+        cls, shapes: Sequence[tuple[int, int]], classes: int, tasks: int, isolation: str, multi_head: bool
+    ) -> Sizes:
         """Half of what a task selects is reserved."""
         return Sizes.fitting(shapes, classes, tasks)
 

@@ -36,9 +36,16 @@ class SpaceNet(SubspaceStrategy):
         }  # fmt: skip
 
     @classmethod
-    def optimization(cls, isolation: str) -> tuple[str, float]:
+    def optimization(cls, isolation: str, multi_head: bool) -> tuple[str, float]:
         """Optimizer and learning rate where none is given."""
-        return ("adam", 0.004) if isolation == "strict" else ("sgd", 0.01)
+        if isolation == "strict":
+            return "adam", 0.008 if multi_head else 0.004
+        return "sgd", 0.01
+
+    @classmethod
+    def adjusted(cls, isolation: str, multi_head: bool) -> dict[str, Any]:
+        """What differs where tasks share their labels: each is as large as the whole data set."""
+        return {"period": 40, "train_epochs": 5} if isolation == "strict" and multi_head else {}
 
     @classmethod
     def for_setup(cls, setup: Setup, **chosen: Any) -> Self:
@@ -51,20 +58,26 @@ class SpaceNet(SubspaceStrategy):
             backend=setup.backend,
         )  # fmt: skip
         isolation = setup.isolation or chosen.get("isolation", "shared")
-        sizes = cls.sizes([*network.shapes.values()], setup.classes_per_task, setup.tasks, isolation)
-        options = {"sizes": sizes, **chosen, "isolation": isolation}
-        options |= setup.given(head="head", policy="policy") | dict(setup.options)
+        sizes = cls.sizes([*network.shapes.values()], setup.classes_per_task, setup.tasks, isolation, multi_head)
+        options = {"sizes": sizes, **cls.adjusted(isolation, multi_head), **chosen, "isolation": isolation}
+        options |= setup.given(epochs="train_epochs", batch_size="train_mb_size", head="head", policy="policy")
+        options |= setup.options
         return cls(
             model=network,
-            optimizer=setup.make_optimizer(network.parameters(), *cls.optimization(isolation)),
+            optimizer=setup.make_optimizer(network.parameters(), *cls.optimization(isolation, multi_head)),
             device=setup.device, plugins=list(setup.plugins), evaluator=setup.evaluator, seed=setup.seed,
-            multi_head=multi_head, labels=labels,
-            **setup.given(epochs="train_epochs", batch_size="train_mb_size"), **options,
+            multi_head=multi_head, labels=labels, **options,
         )  # fmt: skip
 
     @classmethod
-    def sizes(cls, shapes: Sequence[tuple[int, int]], classes: int, tasks: int, isolation: str) -> Sizes:
+    def sizes(
+        cls, shapes: Sequence[tuple[int, int]], classes: int, tasks: int, isolation: str, multi_head: bool
+    ) -> Sizes:
         """What each of so many tasks gets in a network of these layers: all its neurons for itself, if they suffice."""
+        if isolation == "strict" and multi_head:  # every neuron for every task, four fifths of the cells for all
+            return Sizes.fitting(
+                shapes, classes, tasks, share=1.0, densities=(0.0733, 0.09, 0.5), reserve=0.0, fill=0.9
+            )
         if isolation == "strict":  # positions are what tasks share; neurons need no reservation
             return Sizes.fitting(shapes, classes, tasks, densities=(0.16, 0.256, 1.0), reserve=0.0)
         return Sizes.fitting(shapes, classes, tasks, reserve=1.0)
@@ -82,7 +95,9 @@ class SpaceNet2021(SpaceNet):
         }  # fmt: skip
 
     @classmethod
-    def sizes(cls, shapes: Sequence[tuple[int, int]], classes: int, tasks: int, isolation: str) -> Sizes:
+    def sizes(
+        cls, shapes: Sequence[tuple[int, int]], classes: int, tasks: int, isolation: str, multi_head: bool
+    ) -> Sizes:
         """The release's densities between selected neurons: 10,000, 1,640 and 80 connections in 784-80-80-2."""
         densities = (10_000 / (784 * 80), 1_640 / 6_400, 0.5)
         return Sizes.fitting(shapes, classes, tasks, densities=densities)

@@ -8,5 +8,5 @@ from continual.learner import Learner, Setup
 
 def build(setup: Setup) -> Learner:
     """Avalanche's LwF on a dense perceptron."""
-    method = LwFPlugin(**check_choices(setup, *SGD_CHOICES, alpha=1.0, temperature=2.0))
+    method = LwFPlugin(**check_choices(setup, *SGD_CHOICES, alpha=10.0, temperature=2.0))
     return Baseline(setup=setup, methods=[method], statistics=lambda: [method.lwf.prev_model or ()])

@@ -7,5 +7,5 @@ from continual.methods import SI
 
 def build(setup: Setup) -> Learner:
     """Avalanche's synaptic intelligence on a dense perceptron."""
-    method = SI(**check_choices(setup, *SGD_CHOICES, si_lambda=1000.0))
+    method = SI(**check_choices(setup, *SGD_CHOICES, si_lambda=100.0))
     return Baseline(setup=setup, methods=[method], statistics=method.kept)
