@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from continual.archive import Task
 from continual.ledger import Grant
 from continual.options import Sizes
 from continual.spacenet import SpaceNet
-from continual.subspaces import Task, evaluating
+from continual.subspaces import evaluating
 from sparse_core.draws import largest, sample_distinct
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from continual.archive import Task
 from continual.ledger import Grant
 from continual.options import Sizes
 from continual.outliers import pseudo_outliers
 from continual.spacenet import SpaceNet
-from continual.subspaces import Task
 from sparse_core.draws import among, largest
 
 

@@ -9,12 +9,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from continual.archive import Task
 from continual.augmentation import jittered
 from continual.learner import Costs, Setup
 from continual.ledger import Demand
 from continual.options import Sizes
 from continual.spacenet import SpaceNet
-from continual.subspaces import Task
 from sparse_core.draws import sample_distinct
 
 

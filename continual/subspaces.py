@@ -6,7 +6,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from avalanche.training.plugins.evaluation import default_evaluator
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 
+from continual.archive import Archive, Task
 from continual.calibration import calibrate
 from continual.heads import HEADS, Targets
 from continual.learner import Costs
@@ -26,7 +27,6 @@ from continual.networks import (
     all_biases,
     connect,
     frozen_connections,
-    merged,
     movable_connections,
 )
 from continual.options import Sizes, SubspaceOptions, accepting
@@ -38,19 +38,6 @@ from sparse_core.importance import PathImportance
 log = logging.getLogger(__name__)
 
 _DRAWS = ("allocation", "weights", "batches", "samples")
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """What is known of a task: its classes and units, and under strict isolation what stood when it ended."""
-
-    classes: tuple[int, ...]
-    units: Tensor
-    label: int | None
-    """Avalanche's task label, where the benchmark gives each task one of its own."""
-    connections: dict[str, Connections]
-    biases: dict[str, Tensor]
-    norms: dict[str, dict[str, Tensor]]
 
 
 def task_seed(seed: int, number: int) -> int:
@@ -127,14 +114,13 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
         self.multi_head = multi_head
         self.labels = model.units if labels is None else labels
         self.ledger = TaskLedger(model.shapes, shared_inputs=self.options.read_reserved)
-        self.tasks: list[Task] = []
+        self.archive = Archive(model, self.strict, self.options.reads)
         self.grants: dict[str, Grant] = {}
         self.sparsifier: Sparsifier | None = None
         self.epochs_done = 0
         self.seed = int(torch.randint(2**63 - 1, ())) if seed is None else seed
         self._draws = generators(self.seed, *_DRAWS)
         self._batch_generator = self._draws["batches"]
-        self._views: dict[int, SubspaceNetwork] = {}
         self._current: Task | None = None
         self._resumed: Mapping[str, Any] | None = None
 
@@ -142,6 +128,11 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
     def defaults(cls, isolation: str) -> dict[str, Any]:
         """The options in which a strategy differs from `SubspaceOptions`, under that isolation."""
         return {}
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The finished tasks."""
+        return self.archive.tasks
 
     @property
     def strict(self) -> bool:
@@ -167,7 +158,7 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
         for name, layer in self.network.chain.items():
             positions = grants[name].positions
             new = Connections(positions, self._initial(layer, positions).to(layer.values))
-            frozen = self._visible(name, number) if self.strict else frozen_connections(layer)
+            frozen = self.archive.visible(name, number) if self.strict else frozen_connections(layer)
             bias, fixed = self._initial_biases(name, layer)
             connect(layer, frozen, new, bias, fixed)
         if self.strict:
@@ -180,7 +171,7 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
         """Neurons and first connections of a task that begins."""
         return self.ledger.plan(
             self._demands(task), self._trained_units(task), self._draws["allocation"],
-            policy=self.options.policy, worth=self._worth,
+            policy=self.options.policy, worth=self.archive.worth,
         )  # fmt: skip
 
     def _demands(self, task: Task) -> dict[str, Demand]:
@@ -226,14 +217,6 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
         if self.strict:
             return all_biases(layer).zero_(), torch.empty(0, dtype=torch.int64)
         return all_biases(layer), layer.frozen_bias.cpu().long()
-
-    def _visible(self, name: str, number: int) -> Connections:
-        """Earlier connections that task `number` reads in a layer, as they stood when their tasks ended."""
-        layer = self.network.chain[name]
-        nothing = Connections(torch.empty(0, dtype=torch.int64), layer.values.detach()[:0].cpu())
-        if self.options.reads == "own" or name == self.ledger.names[-1]:
-            return nothing
-        return merged([nothing, *(task.connections[name] for task in self.tasks[:number])])
 
     def _make_sparsifier(self) -> Sparsifier:
         iterations = len(self.dataloader)
@@ -298,11 +281,8 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
             with evaluating(self.network):
                 calibrate(self.network, x, y, self._current.units, torch.tensor(self._current.classes))
         own = {name: movable_connections(layer) for name, layer in chain.items()}
-        if self.strict:
-            self._current.connections.update(own)
-            self._current.biases.update({name: all_biases(layer) for name, layer in chain.items()})
-            self._current.norms.update({name: norm.content() for name, norm in self.network.norm_of.items()})
         self.ledger.close_task({name: part.positions for name, part in own.items()}, reserved, scores)
+        self.archive.add(self._current)
         if not self.strict:
             for name, layer in chain.items():
                 done = self._neurons_to_freeze(name)
@@ -310,7 +290,6 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
                 if name in self.network.norm_of:
                     self.network.norm_of[name].freeze(done)
         self.optimizer.state = defaultdict(dict)
-        self.tasks.append(self._current)
         self._current, self.grants = None, {}
 
     def _own_samples(self) -> tuple[Tensor, Tensor]:
@@ -340,14 +319,6 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
 
     # ---- capacity
 
-    def _worth(self, name: str, positions: Tensor) -> Tensor:
-        """|value| of connections that finished tasks own."""
-        if self.strict:
-            parts = merged([task.connections[name] for task in self.tasks])
-        else:
-            parts = frozen_connections(self.network.chain[name])
-        return self.network.chain[name].per_connection(parts.restricted(positions).values.abs()).cpu()
-
     def _reclaim(self, grants: Mapping[str, Grant]) -> None:
         """Take from earlier tasks what a plan needs, and say what that costs."""
         for name, grant in grants.items():
@@ -362,19 +333,7 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
                 lost = self.ledger.give_back(name, grant.given_back)
                 by_task = ", ".join(f"task {task + 1}: {count}" for task, count in enumerate(lost.tolist()) if count)
                 log.warning("layer %s: connections given back to make room (%s)", name, by_task)
-                self._forget(name)
-
-    def _forget(self, name: str) -> None:
-        """Drop connections that the ledger has struck out."""
-        kept, layer = self.ledger.taken(name), self.network.chain[name]
-        self._views.clear()
-        for task in self.tasks:
-            if name in task.connections:
-                task.connections[name] = task.connections[name].restricted(kept)
-        if not self.strict:
-            none = movable_connections(layer)
-            frozen = frozen_connections(layer).restricted(kept)
-            connect(layer, frozen, none, all_biases(layer), layer.frozen_bias.cpu().long())
+                self.archive.keep_only(name, self.ledger.taken(name))
 
     # ---- forward, loss and scores
 
@@ -414,7 +373,7 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
 
     def _known_task(self) -> int | None:
         """Which task the benchmark says the samples are of; None where it does not say."""
-        told = [task.label for task in [*self.tasks, *([self._current] if self._current else [])]]
+        told = [task.label for task in self._all_tasks()]
         given = {int(label) for label in getattr(self.experience, "task_labels", [])}
         if len(told) < 2 or len(set(told)) < len(told) or len(given) != 1:
             return None
@@ -426,7 +385,7 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
         """Scores (n, labels) with the task not known; -inf for labels of no task so far."""
         with evaluating(self.network):
             parts = self._task_logits(x)
-        scores = x.new_full((x.shape[0], self.labels), -torch.inf)
+        scores = self._no_scores(x)
         for task, logits in zip(self._all_tasks(), parts, strict=True):
             places = torch.tensor(task.classes, device=x.device)
             scores.index_copy_(1, places, torch.maximum(scores[:, places], logits))
@@ -435,13 +394,16 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
     @torch.no_grad()
     def task_scores(self, x: Tensor, number: int) -> Tensor:
         """Scores (n, labels) within a task that is known, -inf elsewhere; without information for one still to come."""
-        scores = x.new_full((x.shape[0], self.labels), -torch.inf)
-        tasks = self._all_tasks()
+        scores, tasks = self._no_scores(x), self._all_tasks()
         if number < len(tasks):
             with evaluating(self.network):
                 logits = self._network_of(number)(x)[:, tasks[number].units.to(x.device)]
             scores[:, torch.tensor(tasks[number].classes, device=x.device)] = logits
         return scores
+
+    def _no_scores(self, x: Tensor) -> Tensor:
+        first = next(iter(self.network.parameters()))
+        return torch.full((x.shape[0], self.labels), -torch.inf, dtype=first.dtype, device=x.device)
 
     def _all_tasks(self) -> list[Task]:
         return [*self.tasks, *([self._current] if self._current else [])]
@@ -458,64 +420,25 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
         """The network as a task reads it."""
         if not self.strict or number == len(self.tasks):
             return self.network
-        if number not in self._views:
-            view = self.network.empty_copy()
-            task = self.tasks[number]
-            for name, layer in view.chain.items():
-                nothing = movable_connections(layer)
-                visible = merged([self._visible(name, number), task.connections[name]])
-                connect(layer, visible, nothing, task.biases[name])
-            for name, norm in view.norm_of.items():
-                norm.restore(task.norms[name])
-            self._views[number] = view.eval()
-        return self._views[number]
+        return self.archive.network_of(number)
 
     # ---- what it costs, and its state
 
     def costs(self) -> Costs:
         """Connections, neurons and bytes of all tasks so far, and the arithmetic of scoring one sample."""
         table = self.ledger.table()
-        parts = [part for task in self.tasks for part in task.connections.values()]
-        chain = self.network.chain.values()
-        values = sum(part.values.nbytes for part in parts) if self.strict else 0
-        values += sum(bias.nbytes for task in self.tasks for bias in task.biases.values())
-        if not self.strict:
-            values += sum(layer.frozen_values.nbytes + all_biases(layer).nbytes for layer in chain)
-        indices = sum(part.nbytes - part.values.nbytes for part in parts) if self.strict else 0
-        if not self.strict:
-            indices += sum(layer.columns.nbytes + layer.row_pointer.nbytes for layer in chain)
+        values, indices = self.archive.nbytes()
+        taps = {name: layer.values.shape[1:].numel() for name, layer in self.network.chain.items()}
         return Costs(
-            nnz=sum(row.connections * self._taps(row.layer) for row in table),
-            neurons=sum(row.used for row in table[:-1]), parameter_bytes=values, index_bytes=indices,
-            flops=self._flops(), capacity=tuple(asdict(row) for row in table),
+            nnz=sum(row.connections * taps[row.layer] for row in table), neurons=sum(row.used for row in table[:-1]),
+            parameter_bytes=values, index_bytes=indices, flops=self.archive.flops(),
+            capacity=tuple(asdict(row) for row in table),
         )  # fmt: skip
-
-    def _taps(self, name: str) -> int:
-        """Weights of one connection."""
-        return self.network.chain[name].values.shape[1:].numel()
-
-    def _flops(self) -> int:
-        if not self.strict:
-            return 2 * sum(layer.nnz for layer in self.network.chain.values())
-        return 2 * sum(
-            (self._visible(name, number).positions.numel() + task.connections[name].positions.numel())
-            * self._taps(name)
-            for number, task in enumerate(self.tasks)
-            for name in self.ledger.names
-        )
 
     def state(self) -> dict[str, Any]:
         """Everything that resuming needs: tensors, numbers and text in plain containers."""
-        tasks = [*self.tasks, *([self._current] if self._current else [])]
         return {
-            "tasks": [
-                {
-                    "classes": list(task.classes), "units": task.units, "label": task.label, "biases": task.biases,
-                    "norms": task.norms,
-                    "connections": {name: tuple(part) for name, part in task.connections.items()},
-                }
-                for task in tasks
-            ],
+            "tasks": [task.plain() for task in self._all_tasks()],
             "grants": {name: vars(grant) for name, grant in self.grants.items()},
             "ledger": self.ledger.state_dict(),
             "network": dict(self.network.state_dict()),
@@ -527,21 +450,13 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` gave; within a task, the next call of `train` must be for the task's experience."""
-        tasks = [
-            Task(
-                tuple(entry["classes"]), entry["units"], entry["label"],
-                {name: Connections(*part) for name, part in entry["connections"].items()}, dict(entry["biases"]),
-                {name: dict(content) for name, content in entry["norms"].items()},
-            )
-            for entry in state["tasks"]
-        ]  # fmt: skip
+        tasks = [Task.from_plain(entry) for entry in state["tasks"]]
         self.ledger.load_state_dict(state["ledger"])
         self.network.load_state_dict(state["network"])
-        self.tasks = tasks[: self.ledger.tasks]
+        self.archive.restore(tasks[: self.ledger.tasks])
         self._current = tasks[self.ledger.tasks] if len(tasks) > self.ledger.tasks else None
         self.grants = {name: Grant(**grant) for name, grant in state["grants"].items()}
         self.epochs_done = state["epochs_done"]
-        self._views.clear()
         for name, generator in self._draws.items():
             generator.set_state(state["generators"][name])
         self._resumed = state if self._current is not None else None
