@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from continual.learner import Costs, Setup
 from continual.loading import InMemory
 from continual.tensors import tensors_of
 from sparse_core import SparseMLP, generators
+
+log = logging.getLogger(__name__)
 
 HEADS = ("full", "current")
 
@@ -114,6 +117,14 @@ class Dense(InMemory):
         trained = self.seen if self.rehearses else classes
         self._criterion.classes = torch.tensor(trained, device=self.device) if self.head == "current" else None
         super()._before_training_exp(**kwargs)  # type: ignore[misc]
+
+    def _after_training_exp(self: Any, **kwargs: Any) -> None:
+        super()._after_training_exp(**kwargs)  # type: ignore[misc]
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+            log.warning(
+                "weights are no longer finite after classes %s: lower the learning rate or the penalty's strength",
+                list(self.classes_to_learn()),
+            )  # fmt: skip
 
     def classes_to_learn(self: Any) -> tuple[int, ...]:
         """The classes of the current experience, ascending."""

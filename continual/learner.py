@@ -110,8 +110,14 @@ class Setup:
         return max(map(len, self.benchmark.task_classes))
 
     def given(self, **names: str) -> dict[str, Any]:
-        """The choices that were made, under the keywords of a strategy: `given(epochs="train_epochs")`."""
+        """The choices that were made, under the keywords of a strategy: `given(epochs="train_epochs")`.
+
+        Epochs and batch size are the benchmark's where nobody chose.
+        """
         chosen = {keyword: getattr(self, name) for name, keyword in names.items()}
+        for name in {"epochs", "batch_size"} & names.keys():
+            if chosen[names[name]] is None:
+                chosen[names[name]] = getattr(self.benchmark, name)
         return {keyword: value for keyword, value in chosen.items() if value is not None}
 
     def make_optimizer(self, parameters: Any, name: str, learning_rate: float) -> torch.optim.Optimizer:

@@ -29,6 +29,8 @@ def pseudo_outliers(x: Tensor, count: int, generator: torch.Generator) -> Tensor
     made = []
     shares = [count * (index + 1) // len(OUTLIERS) - count * index // len(OUTLIERS) for index in range(len(OUTLIERS))]
     for recipe, share in zip(OUTLIERS.values(), shares, strict=True):
+        if not share:
+            continue
         rows = torch.randint(x.shape[0], (2, share), generator=generator)
         first, second = (x.index_select(0, row.to(x.device)) - background for row in rows)
         made.append(recipe(first, second, generator))

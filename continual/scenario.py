@@ -27,6 +27,8 @@ class ContinualBenchmark:
         classes: how many labels a head needs; labels are below it.
         task_classes: the labels of each task, in ascending order.
         scenario: "class-il" where each task has classes of its own, "domain-il" where tasks share them.
+        epochs: of each task, where nobody says otherwise.
+        batch_size: samples in a training batch, where nobody says otherwise.
     """
 
     name: str
@@ -36,6 +38,8 @@ class ContinualBenchmark:
     classes: int
     task_classes: tuple[Classes, ...]
     scenario: Scenario
+    epochs: int = 4
+    batch_size: int = 128
     _kept: dict[tuple[str, int], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     @property

@@ -45,7 +45,7 @@ class SpaceNet(SubspaceStrategy):
     @classmethod
     def adjusted(cls, isolation: str, multi_head: bool) -> dict[str, Any]:
         """What differs where tasks share their labels: each is as large as the whole data set."""
-        return {"period": 40, "train_epochs": 5} if isolation == "strict" and multi_head else {}
+        return {"period": 40} if isolation == "strict" and multi_head else {}
 
     @classmethod
     def for_setup(cls, setup: Setup, **chosen: Any) -> Self:

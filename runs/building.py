@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 import envs
 from agents import SparseTD3
+from runs.global_draws import generator_states, restore_generators
 from runs.settings import Settings
 
 
@@ -97,13 +97,7 @@ def agent_state(model: SparseTD3) -> dict[str, Any]:
         "episode_infos": [dict(info) for info in model.ep_info_buffer or ()],
         "monitor": {name: getattr(monitor, name) for name in _MONITOR} | {"age": time.time() - monitor.t_start},
         "environment": _replayable(model).state(),
-        "generators": {
-            "python": list(random.getstate()[1]),
-            "python_gauss": random.getstate()[2],
-            "numpy": _plain(np.random.get_state(legacy=False)),  # noqa: NPY002
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        },
+        "generators": generator_states(),
     }
 
 
@@ -130,14 +124,7 @@ def restore_agent(model: SparseTD3, state: dict[str, Any]) -> None:
     monitor.t_start = time.time() - state["monitor"]["age"]
     _replayable(model).restore(state["environment"])
     # Last of all: building and restoring may have drawn.
-    generators = state["generators"]
-    random.setstate((3, tuple(generators["python"]), generators["python_gauss"]))
-    numpy_state = generators["numpy"]
-    numpy_state["state"]["key"] = np.array(numpy_state["state"]["key"], dtype=np.uint32)
-    np.random.set_state(numpy_state)  # noqa: NPY002
-    torch.set_rng_state(generators["torch"])
-    if generators["cuda"]:
-        torch.cuda.set_rng_state_all(generators["cuda"])
+    restore_generators(state["generators"])
 
 
 def start_learning(model: SparseTD3, logger: Logger) -> None:
@@ -159,8 +146,3 @@ def _replayable(model: SparseTD3) -> envs.Replayable:
     wrapped = _monitor(model).env
     assert isinstance(wrapped, envs.Replayable)
     return wrapped
-
-
-def _plain(state: Any) -> dict[str, Any]:
-    """NumPy's legacy generator state with its key as plain integers."""
-    return {**state, "state": {**state["state"], "key": state["state"]["key"].tolist()}}

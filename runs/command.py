@@ -11,11 +11,12 @@ from typing import Any
 import tyro
 
 from runs.failure import UserError
-from runs.options import Bench, Command, Demo, Evaluate, Export, List, Resume, Train
+from runs.options import Bench, Command, Continual, Demo, Evaluate, Export, List, Resume, Train
 
 DESCRIPTION = """Neural networks that are never dense: train, resume, evaluate and export sparse agents.
 
-Begin with `sparse-agents demo`, then `sparse-agents train td3 --sparsity 0.9`."""
+Begin with `sparse-agents demo`, then `sparse-agents train td3 --sparsity 0.9` for control, or `sparse-agents continual`
+for tasks that come one after the other."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,8 +67,12 @@ def _run(options: Any) -> int:
             from runs.training import train
 
             return train(options)
+        case Continual():
+            from runs.continual.running import continual
+
+            return continual(options)
         case Resume():
-            from runs.training import resume
+            from runs.resuming import resume
 
             return resume(options)
         case Evaluate():

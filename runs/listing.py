@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from runs.options import List
@@ -26,7 +28,7 @@ def _topologies() -> dict[str, str]:
 def _drop() -> dict[str, str]:
     from sparse_core import DROP_RULES
 
-    return {name: _first_line(rule) for name, rule in DROP_RULES.items()}
+    return {name: _first_line(rule.choose) for name, rule in DROP_RULES.items()}
 
 
 def _grow() -> dict[str, str]:
@@ -59,6 +61,29 @@ def _presets() -> dict[str, str]:
     return {name: preset.summary for name, preset in AGENT_PRESETS.items()}
 
 
+def _strategies() -> dict[str, str]:
+    from continual.catalogue import strategy_names, strategy_summary
+
+    return {name: strategy_summary(name) for name in strategy_names()}
+
+
+def _benchmarks() -> dict[str, str]:
+    """Read from the source: importing it takes torch, and seconds."""
+    import continual
+
+    source = Path(continual.__path__[0]) / "benchmarks.py"
+    return {
+        str(decorator.args[0].value): (ast.get_docstring(node) or "").partition("\n")[0]
+        for node in ast.parse(source.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+        for decorator in node.decorator_list
+        if isinstance(decorator, ast.Call)
+        and isinstance(decorator.func, ast.Name)
+        and decorator.func.id == "benchmark"
+        and isinstance(decorator.args[0], ast.Constant)
+    }
+
+
 TABLES: Mapping[str, Callable[[], dict[str, str]]] = {
     "algos": _algos,
     "topologies": _topologies,
@@ -68,6 +93,8 @@ TABLES: Mapping[str, Callable[[], dict[str, str]]] = {
     "backends": _backends,
     "envs": _envs,
     "presets": _presets,
+    "strategies": _strategies,
+    "benchmarks": _benchmarks,
 }
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 _PRESET = "(default: the preset's)"
+_STRATEGY = "(default: the strategy's)"
 _TOPOLOGY = "(default: the preset's, else the topology's)"
 
 
@@ -99,13 +100,71 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Continual:
+    """Learn tasks one after the other in one network, and see what is kept. Ctrl-C at any time, then `resume`.
+
+    Settings left out are the strategy's own choice.
+    """
+
+    strategy: str = "spacenet"
+    """What learns (`sparse-agents list strategies`)."""
+    benchmark: str = "split-digits"
+    """Which tasks, of which images (`sparse-agents list benchmarks`); split-digits needs no download."""
+    seeds: str = "5"
+    """How many runs, seeded 0, 1, 2, …; or the seeds themselves, comma list: 3,7 (one alone: 3,)."""
+    out: Annotated[Path | None, _left_out("PATH")] = None
+    """Run directory, new or empty. Default: results/continual/BENCHMARK/STRATEGY."""
+    tasks: Annotated[int | None, _left_out("INT", "(default: the benchmark's)")] = None
+    """Into how many tasks the classes are divided."""
+    class_order: str = "0"
+    """Which task has which classes: 0 as they are numbered, k a permutation drawn with seed k, or all labels: 3,1,4,…
+    For permuted-mnist the seed of its permutations."""
+    hidden: str = "400,400"
+    """Hidden layer widths, comma list."""
+    channels: str = "none"
+    """Channels of 3×3 convolutions before the hidden layers, comma list: 32,64. Each is followed by a 2×2 pooling."""
+    norm: Literal["none", "batch"] = "none"
+    """Normalisation before each activation; batch keeps that of finished tasks' neurons as it is."""
+    epochs: Annotated[int | None, _left_out("INT", _STRATEGY)] = None
+    """Passes over each task's images."""
+    batch_size: Annotated[int | None, _left_out("INT", _STRATEGY)] = None
+    """Images per update."""
+    isolation: Annotated[Literal["shared", "strict"] | None, _left_out("shared|strict", _STRATEGY)] = None
+    """shared: all tasks read one network, and a sample's task need not be known; strict: a task reads only what stood
+    when it ended, so that nothing is ever forgotten where the task is known."""
+    head: Annotated[str | None, _left_out("NAME", _STRATEGY)] = None
+    """How other tasks' classes take part in the loss: current, full, zeroed, sigmoid."""
+    optimizer: Annotated[str | None, _left_out("NAME", _STRATEGY)] = None
+    """sgd, momentum, adam, adamw."""
+    learning_rate: Annotated[float | None, _left_out("FLOAT", _STRATEGY)] = None
+    """Step size."""
+    policy: Annotated[str | None, _left_out("NAME", _STRATEGY)] = None
+    """When a task does not fit any more: error, shrink (take what is free), reclaim (take from earlier tasks)."""
+    memory: Annotated[int | None, _left_out("INT", _STRATEGY)] = None
+    """Images a class that a rehearsal method keeps."""
+    data_root: Annotated[Path | None, _left_out("PATH")] = None
+    """Folder of the image sets; what is missing is downloaded to it. Default: SPARSE_AGENTS_DATA, else one in the
+    user's cache."""
+    joint: Annotated[Path | None, _left_out("PATH")] = None
+    """Finished run of a strategy that learns all tasks together: also says how much less well each task was learned."""
+    device: str = "cpu"
+    """cpu, cuda, or auto. Networks this small are seldom faster on a GPU."""
+    threads: int = 1
+    """CPU threads."""
+    backend: Annotated[str | None, _left_out("NAME")] = None
+    """What multiplies sparse layers (`sparse-agents list backends`). Default: csr, on a GPU gemm."""
+    checkpoint_every: float = 5.0
+    """Seconds after which the end of an epoch is a checkpoint; the end of a task always is. No result depends on it."""
+
+
+@dataclass(frozen=True)
 class Resume:
     """Continue a run that was interrupted or killed, bit for bit as if it had not been."""
 
     directory: tyro.conf.Positional[Path]
     """Run directory."""
     step: Annotated[int | None, _left_out("INT")] = None
-    """Continue from this checkpoint instead of the newest."""
+    """Continue from this checkpoint instead of the newest; of continual learning: of the first seed not finished."""
 
 
 @dataclass(frozen=True)
@@ -138,13 +197,16 @@ class Export:
     """Export this checkpoint instead of the newest."""
 
 
+Kind = Literal[
+    "algos", "topologies", "drop", "grow", "distributions", "backends", "envs", "presets", "strategies", "benchmarks"
+]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class List:
     """Show what there is to choose from; plain names when piped."""
 
-    what: tyro.conf.Positional[
-        Literal["algos", "topologies", "drop", "grow", "distributions", "backends", "envs", "presets"]
-    ]
+    what: tyro.conf.Positional[Kind]
     """Kind of thing."""
 
 
@@ -173,6 +235,7 @@ class Bench:
 
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Continual, tyro.conf.subcommand("continual")]
     | Annotated[Resume, tyro.conf.subcommand("resume")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Export, tyro.conf.subcommand("export")]

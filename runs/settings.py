@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, get_args, get_origin, get_type_hints
-
-import torch
+from typing import Any, get_type_hints
 
 from agents.options import SparseOptions
 from agents.presets import AGENT_PRESETS
 from runs.failure import UserError
 from runs.options import Train
-
-MOST_THREADS = 1024  # OpenMP ends the process where the system has no more
+from runs.values import check_device, check_threads, of_kind, parse_list
 
 
 @dataclass(frozen=True)
@@ -121,7 +118,7 @@ class Settings:
             raise UserError(f"{where} has missing or unknown settings ({wrong}); restore the file as the run wrote it")
         hints = get_type_hints(cls)
         wrong = ", ".join(
-            f"{name} = {given[name]!r}" for name in sorted(known) if not _of_kind(given[name], hints[name])
+            f"{name} = {given[name]!r}" for name in sorted(known) if not of_kind(given[name], hints[name])
         )
         if wrong:
             raise UserError(f"{where} has settings of the wrong kind ({wrong}); restore the file as the run wrote it")
@@ -145,8 +142,7 @@ class Settings:
         for name in ("learning_starts", "seed", "learning_rate", "weight_decay", "action_noise"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"`{name}` must be a finite number ≥ 0, got {getattr(self, name)}")
-        if self.threads > MOST_THREADS:
-            raise ValueError(f"`threads` must be at most {MOST_THREADS}, got {self.threads}")
+        check_threads(self.threads)
         if self.seed >= 2**32 - 1000:
             raise ValueError(f"`seed` must be below {2**32 - 1000}, got {self.seed}")
         if self.batch_size > self.buffer_size:
@@ -161,41 +157,3 @@ _FROM_PRESET = (
     "learning_rate", "weight_decay", "learning_starts", "batch_size", "buffer_size", "action_noise",
     "eval_every", "eval_episodes",
 )  # fmt: skip
-
-
-def _of_kind(value: Any, kind: Any) -> bool:
-    """Whether a value from JSON is of the type a setting has."""
-    if get_origin(kind) is list:
-        item_kinds = get_args(get_args(kind)[0]) or get_args(kind)
-        return isinstance(value, list) and all(any(_of_kind(item, one) for one in item_kinds) for item in value)
-    return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-
-
-def parse_list(text: str | None, name: str, default: str) -> tuple[str | int, ...]:
-    """A comma list; whole numbers become integers, `none` is the empty list."""
-    text = default if text is None else text
-    if text.strip().lower() in ("", "none"):
-        return ()
-    items = [item.strip() for item in text.split(",")]
-    if not all(items):
-        raise ValueError(f"`{name}` must be a comma list without gaps, got {text!r}")
-    return tuple(int(item) if item.lstrip("-").isdigit() else item for item in items)
-
-
-def check_device(wanted: str) -> str:
-    """The device that `wanted` means here, or a `ValueError` if there is none such."""
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(wanted)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise ValueError(f"`device` must be cpu, cuda or auto, got {wanted!r}")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"`device` {wanted!r} wants a CUDA GPU, and torch sees none here; take --device cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"`device` {wanted!r} is not there: torch sees {torch.cuda.device_count()} here, from cuda:0 on"
-        )
-    return wanted

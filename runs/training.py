@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import re
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -19,6 +14,7 @@ from agents import SparseTD3
 from envs import ReplayMismatch
 from runs.building import agent_state, build, restore_agent, start_learning
 from runs.checkpoints import Checkpoint, CheckpointStore
+from runs.directories import refuse_existing, stop_signals, warn_of_changes
 from runs.failure import UserError
 from runs.files import read_json, write_json, writing
 from runs.lock import RunLock
@@ -29,14 +25,12 @@ from runs.progress import TrainingBar
 from runs.recorder import Interrupted, Journal, Recorder
 from runs.results import result, total_sparsity
 from runs.scoring import EVALUATION_SEED, Scorer
-from runs.settings import Settings, check_device
+from runs.settings import Settings
 from runs.snapshot import pack, unpack
 from runs.tensorboard import tensorboard_logger
+from runs.values import check_device
 from sparse_core import BACKENDS
 from sparse_core.crossover import AUTO
-
-# What a process that was killed before it wrote its config leaves behind.
-_LEFTOVER = re.compile(r"lock|\.config\.json\.\d+\.tmp")
 
 
 def train(options: Train) -> int:
@@ -71,7 +65,7 @@ def resume(options: Resume) -> int:
     with RunLock(directory):
         store = _store(directory)
         checkpoint = store.load(options.step) if options.step is not None or store.steps() else None
-        _warn_of_changes(written)
+        warn_of_changes(written, versions())
         return _train(directory, settings, rebuild(directory, settings, written), store, checkpoint)
 
 
@@ -79,16 +73,6 @@ def default_directory(settings: Settings) -> Path:
     """results/ENV/TOPOLOGY-SPARSITY-seedSEED."""
     kind = settings.topology if settings.topology == "dense" else f"{settings.topology}-{settings.sparsity:g}"
     return Path("results") / settings.env.replace("/", "_").replace(":", "_") / f"{kind}-seed{settings.seed}"
-
-
-def refuse_existing(directory: Path) -> None:
-    """Raise unless `directory` is free for a new run."""
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"{directory} is a file; choose another --out")
-    if directory.is_dir() and any(not _LEFTOVER.fullmatch(path.name) for path in directory.iterdir()):
-        raise UserError(
-            f"{directory} is not empty; choose another --out, or continue a run with `sparse-agents resume {directory}`"
-        )
 
 
 def config(settings: Settings, backends: dict[str, str]) -> dict[str, Any]:
@@ -138,16 +122,6 @@ def _check_backends(backends: Any, where: Path) -> None:
         raise UserError(f"{where} has unknown backends ({', '.join(unknown)}; known: {', '.join(known)}); {then}")
 
 
-def _warn_of_changes(written: dict[str, Any]) -> None:
-    then, now = written.get("versions", {}), versions()
-    changed = [f"{name} {then.get(name)} → {now[name]}" for name in now if then.get(name) != now[name]]
-    if changed:
-        print(
-            f"sparse-agents: versions have changed ({', '.join(changed)}): the run may not go on bit for bit",
-            file=sys.stderr,
-        )
-
-
 def _store(directory: Path) -> CheckpointStore:
     return CheckpointStore(directory / "checkpoints", run=directory)
 
@@ -172,7 +146,7 @@ def _train(
     if checkpoint is not None:
         print(f"continuing {directory} from step {start}", file=sys.stderr)
     try:
-        with TrainingBar(settings.steps, start, total_sparsity(model), label) as bar, _stop_signals() as stop:
+        with TrainingBar(settings.steps, start, total_sparsity(model), label) as bar, stop_signals("step") as stop:
             recorder = Recorder(settings, journal, partial(save_state, store), scorer, metrics, bar, stop)
             # Also with no step left: the result asks the sparsifiers, which only `learn` brings back.
             model.learn(max(0, settings.steps - start), recorder, reset_num_timesteps=start == 0)
@@ -224,26 +198,6 @@ def _finish(directory: Path, settings: Settings, model: SparseTD3, journal: Jour
 def _close_tensorboard(logger: Logger, then: str) -> None:
     with writing(Path(logger.dir or "tensorboard"), then):
         logger.close()
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Within this block the first Ctrl-C or SIGTERM fills the list; the second one ends at once."""
-    received: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-        # Not `print`: the signal may have come in the middle of one.
-        os.write(2, b"\nstopping after this step (again: at once, without saving)\n")
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def save_state(store: CheckpointStore, model: SparseTD3, journal: Journal) -> None:

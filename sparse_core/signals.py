@@ -41,6 +41,16 @@ class Capture:
     def __len__(self) -> int:
         return len(self._pairs)
 
+    def of_outputs(self, outputs: Tensor) -> Capture:
+        """The same batches, of these outputs only (indices, ascending)."""
+        fewer = Capture(self.batches)
+        fewer.batch, fewer.rows_of = self.batch, self.rows_of
+        fewer._pairs = deque(
+            (batch, inputs, gradients.index_select(1, outputs.to(gradients.device)))
+            for batch, inputs, gradients in self._pairs
+        )
+        return fewer
+
     def gradient_rows(self, start: int, stop: int) -> Tensor:
         """Rows start … stop-1 of the dense gradient summed over the kept batches, one number per possible connection.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -96,33 +97,31 @@ class LayerView:
                 "gradient growth needs captured inputs and output gradients, but none came: run the model forward and "
                 "backward between two topology changes, with capture not paused"
             )
-        shut_outputs = _complement(self._outputs, self.shape[0])
-        shut_inputs = _complement(self._inputs, self.shape[1])
-
-        def rows(start: int, stop: int) -> Tensor:
-            scores = capture.gradient_rows(start, stop).abs()
-            inside = shut_outputs[(shut_outputs >= start) & (shut_outputs < stop)] - start
-            scores[inside.to(scores.device)] = -torch.inf
-            scores[:, shut_inputs.to(scores.device)] = -torch.inf
-            return scores
-
-        return streamed_largest(self.shape, count, self.blocked, rows)
+        shown = capture if self.constraint.outputs is None else capture.of_outputs(self._outputs)
+        return self._largest(count, lambda start, stop: shown.gradient_rows(start, stop).abs())
 
     def most_important_pairs(self, count: int) -> Tensor:
         """The `count` positions with the largest importance of output × input where growth is allowed, ascending.
 
         Exact, streamed in row blocks, like `strongest_gradients`.
         """
-        signals, allowed = self.importance, torch.zeros(self.shape[1], dtype=torch.bool)
-        allowed[self._inputs] = True
-        outputs = torch.full_like(signals.outputs, -torch.inf)
-        outputs[self._outputs] = signals.outputs[self._outputs]
+        signals = self.importance
+        outputs = signals.outputs[self._outputs]
+        return self._largest(count, lambda start, stop: outputs[start:stop, None] * signals.inputs)
 
-        def rows(start: int, stop: int) -> Tensor:
-            never = (outputs[start:stop] == -torch.inf)[:, None] | ~allowed
-            return (signals.outputs[start:stop, None] * signals.inputs).masked_fill_(never, -torch.inf)
+    def _largest(self, count: int, rows: Callable[[int, int], Tensor]) -> Tensor:
+        """Positions of the largest scores where growth is allowed; `rows` gives those of the allowed outputs."""
+        width, shut = self.shape[1], _complement(self._inputs, self.shape[1])
+        row = self.blocked // width
+        inside = torch.isin(row, self._outputs)
+        blocked = torch.searchsorted(self._outputs, row[inside]) * width + self.blocked[inside] % width
 
-        return streamed_largest(self.shape, count, self.blocked, rows)
+        def open_rows(start: int, stop: int) -> Tensor:
+            scores = rows(start, stop)
+            return scores.index_fill(1, shut.to(scores.device), -torch.inf) if len(shut) else scores
+
+        found = streamed_largest((self._outputs.numel(), width), count, blocked, open_rows)
+        return self._outputs[found // width] * width + found % width
 
 
 def _complement(chosen: Tensor, size: int) -> Tensor:

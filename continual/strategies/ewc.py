@@ -7,5 +7,5 @@ from continual.methods import EWC
 
 def build(setup: Setup) -> Learner:
     """Avalanche's EWC on a dense perceptron, one penalty for each earlier task."""
-    method = EWC(**check_choices(setup, *SGD_CHOICES, ewc_lambda=1e5))
+    method = EWC(**check_choices(setup, *SGD_CHOICES, ewc_lambda=1e4))
     return Baseline(setup=setup, methods=[method], statistics=lambda: [method.saved_params, method.importances])

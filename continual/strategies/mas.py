@@ -7,5 +7,5 @@ from continual.methods import MAS
 
 def build(setup: Setup) -> Learner:
     """Avalanche's MAS on a dense perceptron."""
-    method = MAS(**check_choices(setup, *SGD_CHOICES, lambda_reg=10.0, alpha=0.5))
+    method = MAS(**check_choices(setup, *SGD_CHOICES, lambda_reg=1.0, alpha=0.5))
     return Baseline(setup=setup, methods=[method], statistics=lambda: [method.params or (), method.importance or ()])

@@ -13,7 +13,10 @@ from tiny_runs import ROOT, flags, main, start
 import envs
 import runs.command
 from agents import AGENT_PRESETS
+from continual.benchmarks import BENCHMARKS, summary_of
+from continual.catalogue import strategy_names
 from runs.failure import UserError
+from runs.listing import TABLES
 from sparse_core import DISTRIBUTIONS, DROP_RULES, GROW_RULES, PRESETS
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -166,6 +169,8 @@ def test_a_step_that_is_not_there(finished: Path, unfinished: Path, capsys: pyte
         ("distributions", DISTRIBUTIONS),
         ("envs", envs.names()),
         ("presets", AGENT_PRESETS),
+        ("strategies", strategy_names()),
+        ("benchmarks", BENCHMARKS),
     ],
 )
 def test_lists(what: str, names: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,12 +182,16 @@ def test_lists(what: str, names: Any, capsys: pytest.CaptureFixture[str], monkey
     assert all(re.search(rf"^  {name}  +\w", table, re.MULTILINE) for name in names)
 
 
+def test_benchmarks_are_read_from_the_source_as_they_are() -> None:
+    assert TABLES["benchmarks"]() == {name: summary_of(name) for name in BENCHMARKS}
+
+
 def test_the_example_in_the_help_is_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main("--help") == 0
     assert "sparse-agents train td3 --sparsity 0.9" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["train", "resume", "evaluate", "export", "list", "demo"])
+@pytest.mark.parametrize("command", ["train", "continual", "resume", "evaluate", "export", "list", "demo"])
 def test_every_option_has_its_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command, "--help") == 0
     text = capsys.readouterr().out
@@ -238,10 +247,22 @@ HEAVY = {"torch", "numba", "stable_baselines3", "gymnasium", "mujoco", "avalanch
         (["--help"], set()),
         (["train", "--help"], set()),
         (["bench", "--help"], set()),
+        (["continual", "--help"], set()),
+        (["list", "strategies"], set()),
+        (["list", "benchmarks"], set()),
         (["list", "envs"], {"gymnasium"}),
         (["list", "topologies"], {"torch", "numba"}),
     ],
-    ids=["help", "train help", "bench help", "list envs", "list topologies"],
+    ids=[
+        "help",
+        "train help",
+        "bench help",
+        "continual help",
+        "list strategies",
+        "list benchmarks",
+        "list envs",
+        "list topologies",
+    ],
 )
 def test_imports_no_more_than_it_needs(arguments: list[str], allowed: set[str]) -> None:
     done = subprocess.run(

@@ -10,7 +10,8 @@ import torch
 from agents.presets import AGENT_PRESETS
 from runs.failure import UserError
 from runs.options import Train
-from runs.settings import Settings, check_device, parse_list
+from runs.settings import Settings
+from runs.values import check_device, parse_list
 from sparse_core import PRESETS
 
 

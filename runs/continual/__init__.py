@@ -1,0 +1,1 @@
+"""`sparse-agents continual`: runs of continual learners over several seeds."""

@@ -1,0 +1,22 @@
+"""`resume`: whichever kind of run a directory holds."""
+
+from __future__ import annotations
+
+from runs.failure import UserError
+from runs.files import read_json
+from runs.options import Resume
+
+
+def resume(options: Resume) -> int:
+    """Continue the run in a directory; imports only what that kind of run needs."""
+    directory = options.directory
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a directory; give the directory of a run")
+    written = read_json(directory / "config.json", "config of a run")
+    if written.get("format") == "sparse-agents-continual":
+        from runs.continual.running import resume_continual
+
+        return resume_continual(options, written)
+    from runs.training import resume as resume_training
+
+    return resume_training(options)

@@ -1,0 +1,58 @@
+"""Values that come from flags and files: lists, devices, threads, and whether JSON holds the kind that is meant."""
+
+from __future__ import annotations
+
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+import torch
+
+MOST_THREADS = 1024  # OpenMP ends the process where the system has no more
+
+
+def of_kind(value: Any, kind: Any) -> bool:
+    """Whether a value from JSON is of the type a setting has."""
+    if get_origin(kind) is UnionType:
+        return any(of_kind(value, one) for one in get_args(kind))
+    if get_origin(kind) is list:
+        item_kinds = get_args(get_args(kind)[0]) or get_args(kind)
+        return isinstance(value, list) and all(any(of_kind(item, one) for one in item_kinds) for item in value)
+    return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+
+
+def parse_list(text: str | None, name: str, default: str) -> tuple[str | int, ...]:
+    """A comma list; whole numbers become integers, `none` is the empty list."""
+    text = default if text is None else text
+    if text.strip().lower() in ("", "none"):
+        return ()
+    items = [item.strip() for item in text.split(",")]
+    if not all(items):
+        raise ValueError(f"`{name}` must be a comma list without gaps, got {text!r}")
+    return tuple(int(item) if item.lstrip("-").isdigit() else item for item in items)
+
+
+def check_device(wanted: str) -> str:
+    """The device that `wanted` means here, or a `ValueError` if there is none such."""
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"`device` must be cpu, cuda or auto, got {wanted!r}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"`device` {wanted!r} wants a CUDA GPU, and torch sees none here; take --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"`device` {wanted!r} is not there: torch sees {torch.cuda.device_count()} here, from cuda:0 on"
+        )
+    return wanted
+
+
+def check_threads(threads: int) -> None:
+    """Raise a `ValueError` unless this many threads can be."""
+    if threads < 1:
+        raise ValueError(f"`threads` must be at least 1, got {threads}")
+    if threads > MOST_THREADS:
+        raise ValueError(f"`threads` must be at most {MOST_THREADS}, got {threads}")
