@@ -45,6 +45,11 @@ class AFAF(SpaceNet):
         }  # fmt: skip
 
     @classmethod
+    def adjusted(cls, isolation: str, multi_head: bool) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    @classmethod
     def optimization(cls, isolation: str, multi_head: bool) -> tuple[str, float]:
         """The release's."""
         return "sgd", 0.1

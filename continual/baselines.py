@@ -55,7 +55,7 @@ class Dense(InMemory):
         methods: Avalanche's plugins that make up the method; they come after the user's.
         optimizer: a name for `Setup.make_optimizer`.
         learning_rate: for the optimizer.
-        epochs: of each task.
+        epochs: of each task where none are chosen; the benchmark's by default.
         rehearses: whether batches hold earlier classes too; the head "current" then means all classes so far.
         statistics: bytes kept of earlier tasks.
         memory: the dataset of stored samples, if any.
@@ -71,7 +71,7 @@ class Dense(InMemory):
         methods: Sequence[Any] = (),
         optimizer: str = "sgd",
         learning_rate: float = 0.01,
-        epochs: int = 4,
+        epochs: int | None = None,
         rehearses: bool = False,
         statistics: Callable[[], Any] = tuple,
         memory: Callable[[], Any] = tuple,
@@ -83,8 +83,9 @@ class Dense(InMemory):
         model.to(setup.device)
         self.setup, self.rehearses, self._statistics, self._memory = setup, rehearses, statistics, memory
         self.seen: tuple[int, ...] = ()
-        chosen: dict[str, Any] = {"train_epochs": epochs, "train_mb_size": 128}
-        chosen |= setup.given(epochs="train_epochs", batch_size="train_mb_size")
+        chosen = setup.given(epochs="train_epochs", batch_size="train_mb_size")
+        if setup.epochs is None and epochs is not None:
+            chosen["train_epochs"] = epochs
         super().__init__(  # type: ignore[call-arg]  # Avalanche's strategy comes next
             model=model, optimizer=setup.make_optimizer(model.parameters(), optimizer, learning_rate),
             criterion=HeadLoss(), device=setup.device, eval_mb_size=1024, plugins=[*setup.plugins, *methods],

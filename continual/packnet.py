@@ -23,7 +23,6 @@ class PackNet(Dense, SupervisedTemplate):
     Args:
         setup: what it is made for; its tasks are the number of shares.
         post_prune_epochs: of a task's epochs, those after pruning.
-        epochs: of each task.
         optimizer: see `Dense`.
         learning_rate: see `Dense`.
     """
@@ -32,10 +31,8 @@ class PackNet(Dense, SupervisedTemplate):
     """There is no class-IL: which weights are read depends on the task."""
     default_head = "current"
 
-    def __init__(
-        self, *, setup: Setup, post_prune_epochs: int | None = None, epochs: int = 4, **options: Any
-    ) -> None:  # fmt: skip
-        epochs = epochs if setup.epochs is None else setup.epochs
+    def __init__(self, *, setup: Setup, post_prune_epochs: int | None = None, **options: Any) -> None:
+        epochs = setup.given(epochs="epochs")["epochs"]
         after = epochs // 2 if post_prune_epochs is None else post_prune_epochs
         if not 1 <= after < epochs:
             raise ValueError(
@@ -44,9 +41,7 @@ class PackNet(Dense, SupervisedTemplate):
             )
         # The plugin, not Avalanche's `PackNet`, which puts the user's list of plugins into a list, where they are lost.
         method = PackNetPlugin(after, lambda task: 1 - 1 / max(setup.tasks - task, 1))
-        super().__init__(
-            setup=setup, model=PackNetModel(perceptron(setup)), methods=[method], epochs=epochs, **options
-        )  # fmt: skip
+        super().__init__(setup=setup, model=PackNetModel(perceptron(setup)), methods=[method], **options)
         self.learned: list[int] = []
 
     @property

@@ -78,6 +78,11 @@ class SpaceNetRehearsal(SpaceNet):
         return {"head": "current", "drop": "importance", "grow": "gradient", "drop_fraction": 0.2}
 
     @classmethod
+    def adjusted(cls, isolation: str, multi_head: bool) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    @classmethod
     def optimization(cls, isolation: str, multi_head: bool) -> tuple[str, float]:
         """Optimizer and learning rate where none is given."""
         return "adam", 0.002

@@ -161,7 +161,14 @@ def wrap(
     if scenario is None:
         scenario = "class-il" if len(set(every)) == len(every) else "domain-il"
     return ContinualBenchmark(
-        name, summary, avalanche_benchmark, tuple(x.shape[1:]), max(every) + 1, task_classes, scenario, kept
+        name,
+        summary,
+        avalanche_benchmark,
+        tuple(x.shape[1:]),
+        max(every) + 1,
+        task_classes,
+        scenario,
+        _kept=kept,
     )
 
 

@@ -40,16 +40,20 @@ class SpaceNet(SubspaceStrategy):
         """Optimizer and learning rate where none is given."""
         if isolation == "strict":
             return "adam", 0.008 if multi_head else 0.004
-        return "sgd", 0.01
+        return "sgd", 0.1 if multi_head else 0.01
 
     @classmethod
     def adjusted(cls, isolation: str, multi_head: bool) -> dict[str, Any]:
-        """What differs where tasks share their labels: each is as large as the whole data set."""
-        return {"period": 40} if isolation == "strict" and multi_head else {}
+        """What differs where tasks share their labels: each has all classes and as many samples as the whole set."""
+        if not multi_head:
+            return {}
+        return {"period": 40} if isolation == "strict" else {"calibrate": False, "head_bias": True}
 
     @classmethod
     def for_setup(cls, setup: Setup, **chosen: Any) -> Self:
         """The strategy with its own network, optimizer and sizes for a benchmark."""
+        if setup.memory is not None and "memory" not in chosen:
+            raise ValueError(f"`memory` is for strategies that rehearse; {cls.__name__} stores no images, leave it out")
         multi_head = setup.benchmark.scenario == "domain-il"
         labels = setup.benchmark.classes
         network = SubspaceNetwork(
@@ -85,6 +89,16 @@ class SpaceNet(SubspaceStrategy):
 
 class SpaceNet2021(SpaceNet):
     """What the release does, quirks included (docs/deviations.md); the regression baseline, not a recommendation."""
+
+    @classmethod
+    def adjusted(cls, isolation: str, multi_head: bool) -> dict[str, Any]:
+        """Nothing: the release knows one setting."""
+        return {}
+
+    @classmethod
+    def optimization(cls, isolation: str, multi_head: bool) -> tuple[str, float]:
+        """The release's."""
+        return "sgd", 0.01
 
     @classmethod
     def defaults(cls, isolation: str) -> dict[str, Any]:

@@ -12,7 +12,8 @@ IMAGE = 64 + 8  # bytes of a stored digit and its label
 
 
 def made(benchmark: ContinualBenchmark, name: str, **choices: Any) -> Any:
-    return build_strategy(name, Setup(benchmark, **{"hidden": (60, 60), "learning_rate": 0.1, **choices}))
+    defaults: dict[str, Any] = {"hidden": (60, 60), "learning_rate": 0.1, "epochs": 4, "batch_size": 128}
+    return build_strategy(name, Setup(benchmark, **{**defaults, **choices}))
 
 
 def learn(benchmark: ContinualBenchmark, name: str, tasks: int = 5, **choices: Any) -> tuple[Any, list[list[float]]]:

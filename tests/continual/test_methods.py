@@ -69,6 +69,12 @@ def test_mas_goes_on_at_a_loss_of_zero(digits: ContinualBenchmark) -> None:
 # ---- memory
 
 
+def test_gdumb_passes_over_its_memory_more_often(digits: ContinualBenchmark) -> None:
+    assert made(digits, "gdumb", epochs=None).train_epochs == 64
+    assert made(digits, "gdumb", epochs=3).train_epochs == 3
+    assert made(digits, "naive", epochs=None).train_epochs == digits.epochs
+
+
 @pytest.mark.parametrize("name", ["replay", "gdumb"])
 def test_memory_holds_so_many_of_each_class(digits: ContinualBenchmark, name: str) -> None:
     for tasks in (1, 3):
