@@ -33,6 +33,8 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert long in source
         source = source.replace(long, short)
     exec(compile(source, "README.md", "exec"), names)
+    assert len(names["strategy"].tasks) == 5  # type: ignore[attr-defined]
+    assert list((tmp_path / "tensorboard").glob("events*"))
     assert names["model"][0].sparsity > 0.9  # type: ignore[index]
     assert names["sparsifier"].changes == 1  # type: ignore[attr-defined]
     assert (tmp_path / "cheetah.zip").is_file()
