@@ -13,7 +13,7 @@ from continual.ledger import Grant
 from continual.options import Sizes
 from continual.spacenet import SpaceNet
 from continual.subspaces import evaluating
-from sparse_core.draws import largest, sample_distinct
+from sparse_core.draws import largest
 
 
 class AFAF(SpaceNet):
@@ -25,7 +25,7 @@ class AFAF(SpaceNet):
 
     Args:
         reuse_from: tasks (from 0) before this one are placed at random in free neurons, as in SpaceNet.
-        reuse_layers: first layers that get no new connections from then on.
+        reuse_layers: first layers that get no new connections from then on; never the last hidden one.
         reuse: candidates of a class, as a share of the neurons a task selects; the rest of these are free ones.
         **keywords: of `SpaceNet`.
     """
@@ -76,10 +76,12 @@ class AFAF(SpaceNet):
         below: list[Tensor] = [torch.arange(self.ledger.shapes[self.ledger.names[0]][1])] * len(task.classes)
         for index, name in enumerate(self.ledger.names):
             last = index == len(self.ledger.names) - 1
-            reused = index < self.reuse_layers
-            free, demand = self.ledger.free(name), demands[name]
-            extra = 0 if reused else min(round((1 - self.reuse) * demand.selected), free.numel())
-            outputs = task.units if last else free[sample_distinct(free.numel(), extra, draws)]
+            # The output layer reads free neurons only, so the layer below it needs some.
+            reused, demand = index < min(self.reuse_layers, len(self.ledger.hidden) - 1), demands[name]
+            extra = 0 if reused else max(1, round((1 - self.reuse) * demand.selected))
+            outputs, released = task.units, torch.empty(0, dtype=torch.int64)
+            if not last:
+                outputs, released = self.ledger.select(name, extra, draws, policy=self.options.policy)
             count = 0 if reused else demand.connections // len(task.classes)
             positions = torch.empty(0, dtype=torch.int64)
             for number, sources in enumerate(below):
@@ -92,9 +94,8 @@ class AFAF(SpaceNet):
                     positions = torch.cat([positions, more]).sort().values
             nothing = positions[:0]
             reserved = min(demand.reserved, outputs.numel())
-            grants[name] = Grant(outputs, torch.cat(below).unique(), positions, reserved, nothing, nothing)
+            grants[name] = Grant(outputs, torch.cat(below).unique(), positions, reserved, released, nothing)
             if not last:
-                # The output layer reads free neurons only.
                 after = self.ledger.names[index + 1]
                 spread = self.ledger.shapes[after][1] // self.ledger.shapes[name][0]
                 into_output = index == len(self.ledger.names) - 2

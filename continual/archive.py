@@ -111,8 +111,10 @@ class Archive:
         """Bytes of values and biases, and of where connections are, of all finished tasks."""
         if not self.strict:
             layers = self.network.chain.values()
+            norms = [tensor for norm in self.network.norm_of.values() for tensor in norm.content().values()]
             return (
-                sum(layer.frozen_values.nbytes + all_biases(layer).nbytes for layer in layers),
+                sum(layer.frozen_values.nbytes + all_biases(layer).nbytes for layer in layers)
+                + sum(tensor.nbytes for tensor in norms),
                 sum(layer.columns.nbytes + layer.row_pointer.nbytes for layer in layers),
             )
         parts = [part for task in self.tasks for part in task.connections.values()]

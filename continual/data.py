@@ -145,6 +145,7 @@ def _download(name: str, root: Path, folder: Path) -> None:
     """Have torchvision put a set's folder into the root: whole, or not at all where it is interrupted."""
     from torchvision import datasets
 
+    fresh = not root.exists()
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as waiting:
@@ -154,6 +155,9 @@ def _download(name: str, root: Path, folder: Path) -> None:
                 (root / folder).rmdir()
             os.replace(Path(waiting) / folder, root / folder)
     except (OSError, RuntimeError) as error:
+        if fresh:
+            with suppress(OSError):
+                root.rmdir()
         # torchvision lists every mirror on lines of its own; the last one says why.
         why = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise FileNotFoundError(

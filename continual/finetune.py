@@ -11,6 +11,7 @@ from avalanche.training.plugins.evaluation import default_evaluator
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 
+from continual.baselines import only
 from continual.heads import HEADS, Targets
 from continual.learner import Costs
 from continual.loading import InMemory
@@ -76,6 +77,8 @@ class SparseFinetune(InMemory, SupervisedTemplate):
         resumed, self._resumed = self._resumed, None
         if resumed is not None:  # only now: Avalanche's first `make_optimizer` wipes what is there
             self.optimizer.load_state_dict(resumed["optimizer"])
+        if self.sparsifier is not None:  # an earlier call was interrupted
+            self.sparsifier.detach()
         if resumed is None or resumed["sparsifier"] is None:
             assert self.experience is not None
             self.tasks.append(tuple(sorted(int(label) for label in self.experience.classes_in_this_experience)))
@@ -124,19 +127,15 @@ class SparseFinetune(InMemory, SupervisedTemplate):
 
     @torch.no_grad()
     def class_scores(self, x: Tensor) -> Tensor:
-        """Scores (n, labels) with the task not known."""
+        """Scores (n, labels) with the task not known; -inf for labels of no task so far."""
         with evaluating(self.model):
-            scores: Tensor = self.model(x)
-        return scores
+            scores: Tensor = self.model(x.to(self.device)).to(x.device)
+        return only(sorted({label for task in self.tasks for label in task}), scores)
 
     def task_scores(self, x: Tensor, number: int) -> Tensor:
-        """Scores (n, labels) within a task, -inf elsewhere; for one still to come, over all labels."""
+        """Scores (n, labels) within a task, -inf elsewhere; for one still to come, over all labels so far."""
         scores = self.class_scores(x)
-        if number >= len(self.tasks):
-            return scores
-        within = torch.full_like(scores, -torch.inf)
-        classes = torch.tensor(self.tasks[number], device=x.device)
-        return within.index_copy(1, classes, scores[:, classes])
+        return scores if number >= len(self.tasks) else only(self.tasks[number], scores)
 
     def costs(self) -> Costs:
         """One network, whatever the number of tasks."""
@@ -150,6 +149,8 @@ class SparseFinetune(InMemory, SupervisedTemplate):
 
     def state(self) -> dict[str, Any]:
         """Everything that resuming needs."""
+        if self._resumed is not None:  # the optimizer has not been given its state back yet
+            return dict(self._resumed)
         return {
             "tasks": [list(task) for task in self.tasks],
             "model": dict(self.model.state_dict()),
@@ -165,10 +166,7 @@ class SparseFinetune(InMemory, SupervisedTemplate):
         self.model.load_state_dict(state["model"])
         self.batch_generator.set_state(state["batches"])
         self.epochs_done = state["epochs_done"]
-        if state["sparsifier"] is None:
-            self.optimizer.load_state_dict(state["optimizer"])
-        else:
-            self._resumed = state
+        self._resumed = state
 
 
 def sparse_network(

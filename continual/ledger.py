@@ -128,31 +128,32 @@ class TaskLedger:
         inputs, spread = torch.arange(self.shapes[self.names[0]][1]), 1
         for index, name in enumerate(self.names):
             demand, shape = demands[name], self.shapes[name]
-            last = index == len(self.names) - 1
-            released = torch.empty(0, dtype=torch.int64) if last else self._released(name, demand, policy)
-            outputs = units if last else self._select(name, demand, released, generator, policy)
+            outputs, released = units, torch.empty(0, dtype=torch.int64)
+            if index < len(self.names) - 1:
+                outputs, released = self.select(name, demand.selected, generator, policy=policy)
             if index:
                 spread = shape[1] // self.shapes[self.names[index - 1]][0]
                 inputs = self._readable(index, grants[self.names[index - 1]].outputs, spread)
             place = self.place(
-                name, outputs, inputs, demand.connections, generator, policy=policy, worth=worth
+                name, outputs, inputs, demand.connections, generator, policy=policy, worth=worth, released=released
             )  # fmt: skip
             grants[name] = Grant(outputs, inputs, place[0], min(demand.reserved, outputs.numel()), released, place[1])
         return grants
 
-    def _released(self, name: str, demand: Demand, policy: Policy) -> Tensor:
+    def _released(self, name: str, count: int, policy: Policy) -> Tensor:
         """The least important reserved neurons, as many as are missing, where the policy allows that."""
-        missing = demand.selected - self.free(name).numel()
+        missing = count - self.free(name).numel()
         reserved = (self.reserved_by[name] >= 0).nonzero().squeeze(1)
         if policy != "reclaim" or missing <= 0:
             return reserved[:0]
         return reserved[largest(-self.reserve_order[name][reserved], min(missing, reserved.numel()))]
 
-    def _select(
-        self, name: str, demand: Demand, released: Tensor, generator: torch.Generator, policy: Policy
-    ) -> Tensor:
+    def select(
+        self, name: str, count: int, generator: torch.Generator, *, policy: Policy = "error"
+    ) -> tuple[Tensor, Tensor]:
+        """`count` neurons uniform over the free ones, ascending, and those released for them; see `plan`."""
+        released = self._released(name, count, policy)
         free = torch.cat([self.free(name), released]).sort().values
-        count = demand.selected
         if count > free.numel():
             if policy == "error" or not free.numel():
                 raise CapacityError(
@@ -161,7 +162,7 @@ class TaskLedger:
                     "another policy (shrink, reclaim)"
                 )
             count = free.numel()
-        return free[sample_distinct(free.numel(), count, generator)]
+        return free[sample_distinct(free.numel(), count, generator)], released
 
     def _readable(self, index: int, selected: Tensor, spread: int) -> Tensor:
         """Inputs of layer `index` that the task may read: its own neurons below, and reserved ones if shared."""
@@ -182,10 +183,12 @@ class TaskLedger:
         policy: Policy = "error",
         worth: Worth | None = None,
         also_taken: Tensor | None = None,
+        released: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """`count` positions uniform over the free ones of outputs × inputs, and those given back for them; see `plan`.
 
-        `also_taken` are flat positions, ascending, that count as taken.
+        `also_taken` are flat positions, ascending, that count as taken (not with `"reclaim"`); `released` are
+        neurons whose connections are no longer protected.
         """
         width = self.shapes[name][1]
         taken = self._positions[name]
@@ -196,7 +199,10 @@ class TaskLedger:
         cells = outputs.numel() * inputs.numel()
         given_back = taken[:0]
         if policy == "reclaim" and worth is not None:
-            unprotected = inside & (self.reserved_by[name][row] < 0)
+            protected = self.reserved_by[name] >= 0
+            if released is not None:
+                protected[released] = False
+            unprotected = inside & ~protected[row]
             missing = min(count - cells + int(inside.sum()), int(unprotected.sum()))
             if missing > 0:
                 candidates = taken[unprotected]
@@ -218,16 +224,23 @@ class TaskLedger:
     def close_task(
         self, positions: Mapping[str, Tensor], reserved: Mapping[str, Tensor], importance: Mapping[str, Tensor]
     ) -> int:
-        """Enter what a finished task owns: connections, and neurons with their importance; the task's number."""
+        """Enter what a finished task owns: connections, and neurons with their importance; the task's number.
+
+        Raises:
+            ValueError: where another task owns or has reserved any of it; nothing has changed then.
+        """
+        number = self.tasks + 1
         for name, own in positions.items():
             if bool(among(own, self._positions[name]).any()):
-                raise ValueError(f"task {self.tasks} claims connections in layer {name!r} that another task owns")
+                raise ValueError(f"task {number} claims connections in layer {name!r} that another task owns")
+        for name, neurons in reserved.items():
+            if bool((self.reserved_by[name][neurons] >= 0).any()):
+                raise ValueError(f"task {number} reserves neurons in layer {name!r} that another task has reserved")
+        for name, own in positions.items():
             merged, order = torch.cat([self._positions[name], own]).sort()
             owners = torch.cat([self._owners[name], torch.full((own.numel(),), self.tasks, dtype=torch.int16)])
             self._positions[name], self._owners[name] = merged, owners[order]
         for name, neurons in reserved.items():
-            if bool((self.reserved_by[name][neurons] >= 0).any()):
-                raise ValueError(f"task {self.tasks} reserves neurons in layer {name!r} that another task has reserved")
             self.reserved_by[name][neurons] = self.tasks
             self.reserve_order[name][neurons] = importance[name][neurons].float()
         self.tasks += 1

@@ -33,6 +33,11 @@ class SpaceNetOOD(SpaceNet):
             raise ValueError(f"`outliers` must be a number ≥ 0 for each image, got {outliers!r}")
         keywords.setdefault("isolation", "strict")
         super().__init__(**keywords)
+        if outliers and self.options.head != "sigmoid":
+            raise ValueError(
+                f"outliers belong to no class, which only the head 'sigmoid' can be told, got {self.options.head!r}; "
+                "leave the head out, or give `outliers=0`"
+            )
         self.outliers = outliers
 
     @classmethod
@@ -61,7 +66,7 @@ class SpaceNetOOD(SpaceNet):
         return Sizes.fitting(shapes, classes, tasks, reserve=0.0)
 
     def _training_samples(self) -> tuple[Tensor, Tensor]:
-        x, y = self.mb_x, self.mb_y
+        x, y = super()._training_samples()
         count = round(self.outliers * x.shape[0])
         if not count:
             return x, y
@@ -77,7 +82,7 @@ class SpaceNetOOD(SpaceNet):
             return grants
         spread = self._images.flatten(1).std(0).cpu() + 1e-3
         positions = (grant.outputs[:, None] * spread.numel() + grant.inputs).flatten()
-        free = positions[~among(positions, self.ledger.taken(name))]
+        free = positions[~among(positions, self.ledger.taken(name)) | among(positions, grant.given_back)]
         # The largest of log(u) / weight are a draw without replacement in proportion to the weights.
         keys = torch.rand(free.numel(), generator=self._draws["allocation"]).log() / spread[free % spread.numel()]
         chosen = free[largest(keys, grant.positions.numel())]

@@ -13,6 +13,9 @@ from sparse_core import DROP_RULES, GROW_RULES, SCHEDULES
 
 Isolation = Literal["shared", "strict"]
 
+CROWDED = 0.9
+"""Share of the cells open to the last task that may be taken when it is done; the rest is slack for chance."""
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -62,12 +65,43 @@ class Sizes:
             for density, fan_in, fan_out in zip(wanted, inputs, (*selected, classes), strict=True)
         ]  # fmt: skip
         limits = [max(1, int(fill * outputs * fan_in / tasks)) for outputs, fan_in in shapes[:-1]]
+        pools = [_Pool(*each) for each in zip(widths, selected, reserved, strict=True)]
+        first_inputs = _Pool(inputs[0], inputs[0], 0)
+        for index, (rows, columns) in enumerate(zip(pools, [first_inputs, *pools], strict=False)):
+            spread = inputs[index] // columns.selected
+            limits[index] = min(limits[index], max(1, int(CROWDED * spread / _crowding(rows, columns, tasks) + 1e-6)))
         return cls(selected, reserved, (*map(min, connections[:-1], limits), connections[-1]))
 
     def demands(self, names: Sequence[str]) -> dict[str, Demand]:
         """By layer name, the output layer last."""
         rows = zip((*self.selected, 0), self.connections, (*self.reserved, 0), strict=True)
         return {name: Demand(*row) for name, row in zip(names, rows, strict=True)}
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Neurons that tasks select from: each leaves some to the next."""
+
+    width: int
+    selected: int
+    reserved: int
+
+    @property
+    def stays(self) -> float:
+        """Share of what a task selects that later tasks may select again."""
+        return 1 - self.reserved / self.selected
+
+
+def _crowding(rows: _Pool, columns: _Pool, tasks: int) -> float:
+    """For each connection a task takes: the share of the last task's cells that all tasks' connections take up.
+
+    Reserved neurons are out of reach for later tasks, so what tasks leave behind crowds between those that remain.
+    """
+    left = sum(
+        1 / ((rows.width - done * rows.reserved) * (columns.width - done * columns.reserved))
+        for done in range(1, tasks)
+    )  # fmt: skip
+    return rows.stays * columns.stays * left + 1 / (rows.selected * columns.selected)
 
 
 @dataclass(frozen=True)

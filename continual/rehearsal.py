@@ -19,7 +19,7 @@ from sparse_core.draws import sample_distinct
 
 
 class Memory:
-    """So many samples of each class, drawn once when the class has been learned.
+    """So many samples of each unit, drawn once when it has been learned; with one head, a unit is a class.
 
     Args:
         per_class: samples kept of a class; all of a class that has fewer.
@@ -36,17 +36,17 @@ class Memory:
         return self.y.numel()
 
     def add(self, x: Tensor, y: Tensor, generator: torch.Generator) -> None:
-        """Draw from samples (n, …) with labels (n,), class by class in ascending order."""
+        """Draw from samples (n, …) with units (n,), unit by unit in ascending order."""
         for label in y.unique():
             places = (y == label).nonzero().squeeze(1)
             chosen = places[sample_distinct(places.numel(), min(self.per_class, places.numel()), generator)]
-            self.x = x[chosen] if self.x is None else torch.cat([self.x, x[chosen]])
-            self.y = torch.cat([self.y, y[chosen]])
+            self.x = x[chosen] if self.x is None else torch.cat([self.x.to(x.device), x[chosen]])
+            self.y = torch.cat([self.y.to(y.device), y[chosen]])
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """`count` of the kept samples, drawn with repetition."""
         assert self.x is not None
-        rows = torch.randint(len(self), (count,), generator=generator)
+        rows = torch.randint(len(self), (count,), generator=generator).to(self.x.device)
         return self.x.index_select(0, rows), self.y.index_select(0, rows)
 
     @property
@@ -97,7 +97,7 @@ class SpaceNetRehearsal(SpaceNet):
     @classmethod
     def for_setup(cls, setup: Setup, **chosen: Any) -> Self:
         """As `SpaceNet.for_setup`, with the memory that was chosen; jittered unless pixels have lost their places."""
-        jitter = setup.benchmark.scenario == "class-il"
+        jitter = setup.benchmark.scenario == "class-il" and len(setup.benchmark.input_shape) == 3
         return super().for_setup(setup, **{"jitter": jitter, **setup.given(memory="memory"), **chosen})
 
     def _demands(self, task: Task) -> dict[str, Demand]:
@@ -110,15 +110,17 @@ class SpaceNetRehearsal(SpaceNet):
         return torch.cat([*(earlier.units for earlier in self.tasks), task.units]).unique()
 
     def _training_samples(self) -> tuple[Tensor, Tensor]:
-        x, y, draws = self.mb_x, self.mb_y, self._draws["samples"]
+        (x, y), draws = super()._training_samples(), self._draws["samples"]
         if len(self.memory):
             rehearsed = self.memory.draw(x.shape[0] * len(self.tasks), draws)
             x, y = torch.cat([x, rehearsed[0].to(x)]), torch.cat([y, rehearsed[1].to(y)])
         return (jittered(x, draws) if self.jitter else x), y
 
     def _end_task(self) -> None:
+        x, y = self._own_samples()
+        y = self._units_of(y)  # as long as the task is the current one
         super()._end_task()
-        self.memory.add(*self._own_samples(), self._draws["samples"])
+        self.memory.add(x, y, self._draws["samples"])
 
     def costs(self) -> Costs:
         """With the bytes of the memory."""

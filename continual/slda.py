@@ -12,7 +12,7 @@ from continual.lda import StreamingLDA
 from continual.learner import Setup
 from continual.means import StatisticsStrategy
 from continual.networks import Connections, SubspaceNetwork, connect
-from continual.tensors import tensors_of
+from continual.tensors import samples_of
 from sparse_core import generators
 
 STANDARD = 2000
@@ -50,10 +50,7 @@ class SpaceNetSLDA(StatisticsStrategy):
     @torch.no_grad()
     def _draw(self) -> None:
         generator = generators(self.setup.seed, "features")["features"]
-        tensors = tensors_of(self.experience.dataset)
-        if tensors is None:
-            raise ValueError("spacenet-slda standardises its features by a task in memory; see `continual.wrap`")
-        x = tensors[0][:STANDARD].to(self.device)
+        x = samples_of(self.experience.dataset, STANDARD)[0][:STANDARD].to(self.device)
         for index, layer in enumerate(list(self.network.chain.values())[:-1]):
             outputs, inputs = layer.shape
             if index == 0 and x.dim() == 4 and min(x.shape[2:]) >= 5:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -51,7 +52,13 @@ class SpaceNet(SubspaceStrategy):
 
     @classmethod
     def for_setup(cls, setup: Setup, **chosen: Any) -> Self:
-        """The strategy with its own network, optimizer and sizes for a benchmark."""
+        """The strategy with its own network and sizes for a benchmark; a `ValueError` for a choice it has not."""
+        known = cls.known_options()
+        unknown = [name for name in setup.options if name not in known]
+        if unknown:
+            raise ValueError(f"unknown option {unknown[0]!r}; this strategy's options: {', '.join(sorted(known))}")
+        if setup.memory is not None and "memory" not in known:
+            raise ValueError("this strategy has no choice of 'memory': it stores no images; leave it out")
         if setup.memory is not None and "memory" not in chosen:
             raise ValueError(f"`memory` is for strategies that rehearse; {cls.__name__} stores no images, leave it out")
         multi_head = setup.benchmark.scenario == "domain-il"
@@ -72,6 +79,18 @@ class SpaceNet(SubspaceStrategy):
             device=setup.device, plugins=list(setup.plugins), evaluator=setup.evaluator, seed=setup.seed,
             multi_head=multi_head, labels=labels, **options,
         )  # fmt: skip
+
+    @classmethod
+    def known_options(cls) -> set[str]:
+        """Keywords that choose how the strategy learns, a subclass's own among them."""
+        chain = [each for each in cls.__mro__ if issubclass(each, SubspaceStrategy) and "__init__" in vars(each)]
+        named = {
+            name
+            for each in chain
+            for name, parameter in inspect.signature(vars(each)["__init__"]).parameters.items()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        }
+        return named - {"model", "optimizer", "device", "plugins", "evaluator", "seed", "multi_head", "labels"}
 
     @classmethod
     def sizes(

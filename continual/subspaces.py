@@ -30,7 +30,7 @@ from continual.networks import (
     movable_connections,
 )
 from continual.options import Sizes, SubspaceOptions, accepting
-from continual.tensors import tensors_of
+from continual.tensors import samples_of
 from sparse_core import SCHEDULES, Constraint, SparseLinear, Sparsifier, generators
 from sparse_core.draws import among, largest
 from sparse_core.importance import PathImportance
@@ -154,6 +154,8 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
         task = self._task_of(self.experience, number)
         grants = self._plan(task)  # nothing has changed yet if this fails
         self._reclaim(grants)
+        if self.sparsifier is not None:  # an earlier call was interrupted
+            self.sparsifier.detach()
         self._current, self.grants, self.epochs_done = task, grants, 0
         for name, layer in self.network.chain.items():
             positions = grants[name].positions
@@ -293,14 +295,8 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
         self._current, self.grants = None, {}
 
     def _own_samples(self) -> tuple[Tensor, Tensor]:
-        """The task's training samples and labels, on the device; one by one where they do not lie in memory."""
-        dataset = self.experience.dataset
-        tensors = tensors_of(dataset)
-        if tensors is None:
-            samples = [dataset[index] for index in range(len(dataset))]
-            x, y = torch.stack([sample[0] for sample in samples]), torch.tensor([int(sample[1]) for sample in samples])
-        else:
-            x, y = tensors[:2]
+        """The task's training samples and labels, on the device."""
+        x, y = samples_of(self.experience.dataset)
         return x.to(self.device), y.to(self.device)
 
     @staticmethod
@@ -340,7 +336,7 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
     def forward(self) -> Tensor:
         """Logits of the current task while training, scores of all labels while evaluating."""
         if self.is_training:
-            x, self._labels = self._training_samples()
+            x, self._wanted = self._training_samples()
             self._logits = self.network(x)
             logits = self._logits[: self.mb_x.shape[0]]
             return self._by_label(logits) if self.multi_head else logits
@@ -351,25 +347,32 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
         """The head's loss while training."""
         if not self.is_training:
             return self._criterion(self.mb_output, self.mb_y)
-        return HEADS[self.options.head](self._targets(self._logits, self._labels), self._criterion)
+        return HEADS[self.options.head](self._targets(self._logits, self._wanted), self._criterion)
 
     def _training_samples(self) -> tuple[Tensor, Tensor]:
-        """What a step trains on: the mini-batch first, then what a strategy adds; -1 labels what is of no class."""
-        return self.mb_x, self.mb_y
+        """What a step trains on, and each sample's unit: the mini-batch first, then what a strategy adds.
 
-    def _targets(self, logits: Tensor, y: Tensor) -> Targets:
+        Unit -1 is for what is of no class.
+        """
+        return self.mb_x, self._units_of(self.mb_y)
+
+    def _units_of(self, y: Tensor) -> Tensor:
+        """The current task's units of its labels."""
+        return y + len(self.archive.tasks) * self.labels if self.multi_head else y
+
+    def _targets(self, logits: Tensor, wanted: Tensor) -> Targets:
         assert self._current is not None
         bias = self.network.chain[self.ledger.names[-1]].effective_bias()
         assert bias is not None
-        units = self._trained_units(self._current).to(y.device)
-        wanted = y + len(self.tasks) * self.labels if self.multi_head else y
-        return Targets(logits, units, torch.where(y < 0, y, torch.searchsorted(units, wanted)), bias)
+        units = self._trained_units(self._current).to(wanted.device)
+        return Targets(logits, units, torch.where(wanted < 0, wanted, torch.searchsorted(units, wanted)), bias)
 
     def _by_label(self, logits: Tensor) -> Tensor:
         """Units of the current task in the places of their labels."""
         assert self._current is not None
         scores = logits.new_full((logits.shape[0], self.labels), -torch.inf)
-        return scores.index_copy(1, torch.tensor(self._current.classes), logits[:, self._current.units])
+        places = torch.tensor(self._current.classes, device=logits.device)
+        return scores.index_copy(1, places, logits[:, self._current.units.to(logits.device)])
 
     def _known_task(self) -> int | None:
         """Which task the benchmark says the samples are of; None where it does not say."""
@@ -384,11 +387,11 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
     def class_scores(self, x: Tensor) -> Tensor:
         """Scores (n, labels) with the task not known; -inf for labels of no task so far."""
         with evaluating(self.network):
-            parts = self._task_logits(x)
+            parts = self._task_logits(x.to(self.device))
         scores = self._no_scores(x)
         for task, logits in zip(self._all_tasks(), parts, strict=True):
             places = torch.tensor(task.classes, device=x.device)
-            scores.index_copy_(1, places, torch.maximum(scores[:, places], logits))
+            scores.index_copy_(1, places, torch.maximum(scores[:, places], logits.to(x.device)))
         return scores
 
     @torch.no_grad()
@@ -397,8 +400,9 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
         scores, tasks = self._no_scores(x), self._all_tasks()
         if number < len(tasks):
             with evaluating(self.network):
-                logits = self._network_of(number)(x)[:, tasks[number].units.to(x.device)]
-            scores[:, torch.tensor(tasks[number].classes, device=x.device)] = logits
+                logits = self._network_of(number)(x.to(self.device)).to(x.device)
+            places = torch.tensor(tasks[number].classes, device=x.device)
+            scores[:, places] = logits[:, tasks[number].units.to(x.device)]
         return scores
 
     def _no_scores(self, x: Tensor) -> Tensor:
@@ -437,6 +441,8 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
 
     def state(self) -> dict[str, Any]:
         """Everything that resuming needs: tensors, numbers and text in plain containers."""
+        if self._resumed is not None:  # the optimizer has not been given its state back yet
+            return dict(self._resumed)
         return {
             "tasks": [task.plain() for task in self._all_tasks()],
             "grants": {name: vars(grant) for name, grant in self.grants.items()},

@@ -92,6 +92,16 @@ def tensors_of(dataset: Any) -> tuple[Tensor, Tensor, Tensor] | None:
     return x, y, torch.zeros_like(y) if labels is None else _task_labels(labels)
 
 
+def samples_of(dataset: Any, most: int | None = None) -> tuple[Tensor, Tensor]:
+    """Samples x (n, …) and labels y int64 (n,), the first `most` at least; one by one where they lie elsewhere."""
+    tensors = tensors_of(dataset)
+    if tensors is not None:
+        return tensors[0], tensors[1]
+    count = len(dataset) if most is None else min(most, len(dataset))
+    samples = [dataset[index] for index in range(count)]
+    return torch.stack([sample[0] for sample in samples]), torch.tensor([int(sample[1]) for sample in samples])
+
+
 def _places(dataset: Any, group: str, leaves: list[ImageTask]) -> Places | None:
     """Where each sample of a dataset comes from; None as soon as anything is not ours. Adds the leaves it meets."""
     from avalanche.benchmarks.utils.flat_data import FlatData

@@ -13,6 +13,7 @@ import tyro
 
 _PRESET = "(default: the preset's)"
 _STRATEGY = "(default: the strategy's)"
+_BENCHMARK = "(default: the benchmark's)"
 _TOPOLOGY = "(default: the preset's, else the topology's)"
 
 
@@ -125,9 +126,9 @@ class Continual:
     """Channels of 3×3 convolutions before the hidden layers, comma list: 32,64. Each is followed by a 2×2 pooling."""
     norm: Literal["none", "batch"] = "none"
     """Normalisation before each activation; batch keeps that of finished tasks' neurons as it is."""
-    epochs: Annotated[int | None, _left_out("INT", _STRATEGY)] = None
+    epochs: Annotated[int | None, _left_out("INT", _BENCHMARK)] = None
     """Passes over each task's images."""
-    batch_size: Annotated[int | None, _left_out("INT", _STRATEGY)] = None
+    batch_size: Annotated[int | None, _left_out("INT", _BENCHMARK)] = None
     """Images per update."""
     isolation: Annotated[Literal["shared", "strict"] | None, _left_out("shared|strict", _STRATEGY)] = None
     """shared: all tasks read one network, and a sample's task need not be known; strict: a task reads only what stood

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from continual.baselines import SGD_CHOICES, check_choices
 from continual.finetune import SparseFinetune, sparse_network
 from continual.learner import Setup
 from continual.networks import SubspaceNetwork
@@ -10,6 +11,7 @@ from continual.options import Sizes
 
 def build(setup: Setup) -> SparseFinetune:
     """The learner for a benchmark; `options` may name another `topology` (rigl, static)."""
+    options = check_choices(setup, *SGD_CHOICES, topology="set", drop_fraction=0.2)
     labels = setup.benchmark.classes
     shapes = [*SubspaceNetwork(setup.inputs, setup.hidden, labels).shapes.values()]
     connections = setup.tasks * sum(Sizes.fitting(shapes, setup.classes_per_task, setup.tasks).connections)
@@ -17,5 +19,5 @@ def build(setup: Setup) -> SparseFinetune:
     return SparseFinetune(
         model=network, optimizer=setup.make_optimizer(network.parameters(), "sgd", 0.01), device=setup.device,
         plugins=list(setup.plugins), evaluator=setup.evaluator, seed=setup.seed,
-        **setup.given(epochs="train_epochs", batch_size="train_mb_size", head="head"), **setup.options,
+        **setup.given(epochs="train_epochs", batch_size="train_mb_size", head="head"), **options,
     )  # fmt: skip
