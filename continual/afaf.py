@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from continual.archive import Task
-from continual.ledger import Grant
+from continual.ledger import CapacityError, Grant
 from continual.options import Sizes
-from continual.spacenet import SpaceNet
-from continual.subspaces import evaluating
+from continual.scoring import evaluating
+from continual.spacenet import SpaceNet, SpaceNet2021
 from sparse_core.draws import largest
 
 
@@ -38,11 +38,8 @@ class AFAF(SpaceNet):
 
     @classmethod
     def defaults(cls, isolation: str) -> dict[str, Any]:
-        """The release's choices."""
-        return {
-            "head": "zeroed", "drop": "importance", "grow": "importance", "drop_fraction": 0.2, "schedule": "constant",
-            "regrow": "kept", "biases": "reserved", "read_reserved": False,
-        }  # fmt: skip
+        """The release's choices: SpaceNet's, but that what was just dropped may grow again."""
+        return {**SpaceNet2021.defaults(isolation), "regrow": "kept"}
 
     @classmethod
     def adjusted(cls, isolation: str, multi_head: bool) -> dict[str, Any]:
@@ -88,9 +85,15 @@ class AFAF(SpaceNet):
                 targets = outputs[number : number + 1] if last else outputs
                 if count:
                     room = min(count, targets.numel() * sources.numel())
-                    more, _ = self.ledger.place(
-                        name, targets, sources, room, draws, policy="shrink", also_taken=positions
-                    )  # fmt: skip
+                    try:
+                        more, _ = self.ledger.place(
+                            name, targets, sources, room, draws, policy="shrink", also_taken=positions
+                        )  # fmt: skip
+                    except CapacityError:
+                        # Classes that excite the same neurons leave each other no room, and need none.
+                        if last or not positions.numel():
+                            raise
+                        continue
                     positions = torch.cat([positions, more]).sort().values
             nothing = positions[:0]
             reserved = min(demand.reserved, outputs.numel())

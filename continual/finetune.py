@@ -12,14 +12,17 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 
 from continual.baselines import only
+from continual.epochs import SparseEpochs
 from continual.heads import HEADS, Targets
 from continual.learner import Costs
 from continual.loading import InMemory
-from continual.subspaces import evaluating, task_seed
+from continual.scoring import evaluating
+from continual.subspaces import task_seed
+from continual.tensors import classes_of
 from sparse_core import SparseMLP, Sparsifier, generators, meters, sparse_layers
 
 
-class SparseFinetune(InMemory, SupervisedTemplate):
+class SparseFinetune(SparseEpochs, InMemory, SupervisedTemplate):
     """A sparse network that is trained on one task after the other with SET or RigL, and forgets as it may.
 
     Args:
@@ -67,8 +70,6 @@ class SparseFinetune(InMemory, SupervisedTemplate):
         self.seed = int(torch.randint(2**63 - 1, ())) if seed is None else seed
         self.batch_seed = self.seed
         self.tasks: list[tuple[int, ...]] = []
-        self.sparsifier: Sparsifier | None = None
-        self.epochs_done = 0
         self._resumed: Mapping[str, Any] | None = None
 
     def check_model_and_optimizer(self, **kwargs: Any) -> None:
@@ -77,11 +78,12 @@ class SparseFinetune(InMemory, SupervisedTemplate):
         resumed, self._resumed = self._resumed, None
         if resumed is not None:  # only now: Avalanche's first `make_optimizer` wipes what is there
             self.optimizer.load_state_dict(resumed["optimizer"])
-        if self.sparsifier is not None:  # an earlier call was interrupted
+        if self.sparsifier is not None:  # an earlier call was interrupted within the task
             self.sparsifier.detach()
+            self.tasks.pop()
         if resumed is None or resumed["sparsifier"] is None:
             assert self.experience is not None
-            self.tasks.append(tuple(sorted(int(label) for label in self.experience.classes_in_this_experience)))
+            self.tasks.append(classes_of(self.experience))
             self.epochs_done = 0
         seed = task_seed(self.seed, len(self.tasks))
         self.sparsifier = Sparsifier.preset(
@@ -91,21 +93,6 @@ class SparseFinetune(InMemory, SupervisedTemplate):
         )  # fmt: skip
         if resumed is not None and resumed["sparsifier"] is not None:
             self.sparsifier.load_state_dict(resumed["sparsifier"])
-
-    def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
-        for _ in range(self.epochs_done, self.train_epochs):
-            self._before_training_epoch(**kwargs)
-            if self._stop_training:
-                self._stop_training: bool = False
-                break
-            self.training_epoch(**kwargs)
-            self.epochs_done += 1
-            self._after_training_epoch(**kwargs)
-
-    def _after_update(self, **kwargs: Any) -> None:
-        super()._after_update(**kwargs)
-        assert self.sparsifier is not None
-        self.sparsifier.step()
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         assert self.sparsifier is not None
@@ -143,7 +130,9 @@ class SparseFinetune(InMemory, SupervisedTemplate):
         layers = sparse_layers(self.model).values()
         neurons = sum(int((layer.topology.fan_in > 0).sum()) for layer in layers)
         return Costs(
-            nnz=meters.nnz(self.model), neurons=neurons, parameter_bytes=held.parameters, index_bytes=held.indices,
+            nnz=meters.nnz(self.model), neurons=neurons, parameter_bytes=held.parameters,
+            # Not what a backend has worked out from them, which depends on what it has been asked so far.
+            index_bytes=sum(layer.columns.nbytes + layer.row_pointer.nbytes for layer in layers),
             flops=2 * meters.nnz(self.model),
         )  # fmt: skip
 

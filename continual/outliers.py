@@ -26,7 +26,7 @@ def pseudo_outliers(x: Tensor, count: int, generator: torch.Generator) -> Tensor
     if x.dim() != 4 or min(x.shape[2:]) < 4:
         raise ValueError(f"outliers are made from images (n, c, h, w) of 4×4 or more, got shape {tuple(x.shape)}")
     background = x.min()
-    made = []
+    made = [x[:0]]
     shares = [count * (index + 1) // len(OUTLIERS) - count * index // len(OUTLIERS) for index in range(len(OUTLIERS))]
     for recipe, share in zip(OUTLIERS.values(), shares, strict=True):
         if not share:

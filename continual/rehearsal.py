@@ -13,7 +13,7 @@ from continual.archive import Task
 from continual.augmentation import jittered
 from continual.learner import Costs, Setup
 from continual.ledger import Demand
-from continual.options import Sizes
+from continual.options import CROWDED, Sizes
 from continual.spacenet import SpaceNet
 from sparse_core.draws import sample_distinct
 
@@ -91,8 +91,12 @@ class SpaceNetRehearsal(SpaceNet):
     def sizes(
         cls, shapes: Sequence[tuple[int, int]], classes: int, tasks: int, isolation: str, multi_head: bool
     ) -> Sizes:
-        """Half of what a task selects is reserved."""
-        return Sizes.fitting(shapes, classes, tasks)
+        """Half of what a task selects is reserved; output connections fit although every task brings some to all."""
+        sizes = Sizes.fitting(shapes, classes, tasks)
+        # Task j brings them to j tasks' classes: in the end (tasks + 1) / 2 times a task's own, for each class.
+        read = sizes.selected[-1] + (tasks - 1) * sizes.reserved[-1]
+        most = max(1, int(CROWDED * classes * read * 2 / (tasks + 1)))
+        return replace(sizes, connections=(*sizes.connections[:-1], min(sizes.connections[-1], most)))
 
     @classmethod
     def for_setup(cls, setup: Setup, **chosen: Any) -> Self:

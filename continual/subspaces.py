@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from continual.archive import Archive, Task
 from continual.calibration import calibrate
+from continual.epochs import SparseEpochs
 from continual.heads import HEADS, Targets
 from continual.learner import Costs
 from continual.ledger import Demand, Grant, TaskLedger
@@ -30,7 +30,8 @@ from continual.networks import (
     movable_connections,
 )
 from continual.options import Sizes, SubspaceOptions, accepting
-from continual.tensors import samples_of
+from continual.scoring import Scoring, evaluating
+from continual.tensors import classes_of, samples_of
 from sparse_core import SCHEDULES, Constraint, SparseLinear, Sparsifier, generators
 from sparse_core.draws import among, largest
 from sparse_core.importance import PathImportance
@@ -45,18 +46,7 @@ def task_seed(seed: int, number: int) -> int:
     return int(np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1)[0])
 
 
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Within this block the network is in evaluation mode."""
-    training = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train(training)
-
-
-class SubspaceStrategy(InMemory, SupervisedTemplate):
+class SubspaceStrategy(Scoring, SparseEpochs, InMemory, SupervisedTemplate):
     """A sparse subspace for each task, in one network; use it like any Avalanche strategy.
 
     When a task begins, free neurons are selected and connections drawn between them; while it trains,
@@ -116,8 +106,6 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
         self.ledger = TaskLedger(model.shapes, shared_inputs=self.options.read_reserved)
         self.archive = Archive(model, self.strict, self.options.reads)
         self.grants: dict[str, Grant] = {}
-        self.sparsifier: Sparsifier | None = None
-        self.epochs_done = 0
         self.seed = int(torch.randint(2**63 - 1, ())) if seed is None else seed
         self._draws = generators(self.seed, *_DRAWS)
         self._batch_generator = self._draws["batches"]
@@ -128,16 +116,6 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
     def defaults(cls, isolation: str) -> dict[str, Any]:
         """The options in which a strategy differs from `SubspaceOptions`, under that isolation."""
         return {}
-
-    @property
-    def tasks(self) -> list[Task]:
-        """The finished tasks."""
-        return self.archive.tasks
-
-    @property
-    def strict(self) -> bool:
-        """Whether a task reads only what stood when it ended."""
-        return self.options.isolation == "strict"
 
     # ---- one task, from its first connection to its reservation
 
@@ -185,7 +163,7 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
         return task.units
 
     def _task_of(self, experience: Any, number: int) -> Task:
-        classes = tuple(sorted(int(label) for label in experience.classes_in_this_experience))
+        classes = classes_of(experience)
         if classes[-1] >= self.labels:
             raise ValueError(f"task {number + 1} has a class {classes[-1]}, the learner knows 0 to {self.labels - 1}")
         first = number * self.labels if self.multi_head else 0
@@ -240,17 +218,6 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
     def _make_importance(self) -> PathImportance:
         return PathImportance(self.network.chain, self.network.upstream)
 
-    def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
-        """Avalanche's loop over epochs, from the first one that has not been trained yet."""
-        for _ in range(self.epochs_done, self.train_epochs):
-            self._before_training_epoch(**kwargs)
-            if self._stop_training:
-                self._stop_training: bool = False
-                break
-            self.training_epoch(**kwargs)
-            self.epochs_done += 1
-            self._after_training_epoch(**kwargs)
-
     def _before_update(self, **kwargs: Any) -> None:
         super()._before_update(**kwargs)
         if self.options.rate_schedule != "constant":
@@ -258,11 +225,6 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
             total = len(self.dataloader) * self.train_epochs
             for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
                 group["lr"] = SCHEDULES[self.options.rate_schedule](rate, total)(self.sparsifier.steps)
-
-    def _after_update(self, **kwargs: Any) -> None:
-        super()._after_update(**kwargs)
-        assert self.sparsifier is not None
-        self.sparsifier.step()
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         """The task ends before plugins hear of it, so that a last evaluation sees it closed."""
@@ -366,65 +328,6 @@ class SubspaceStrategy(InMemory, SupervisedTemplate):
         assert bias is not None
         units = self._trained_units(self._current).to(wanted.device)
         return Targets(logits, units, torch.where(wanted < 0, wanted, torch.searchsorted(units, wanted)), bias)
-
-    def _by_label(self, logits: Tensor) -> Tensor:
-        """Units of the current task in the places of their labels."""
-        assert self._current is not None
-        scores = logits.new_full((logits.shape[0], self.labels), -torch.inf)
-        places = torch.tensor(self._current.classes, device=logits.device)
-        return scores.index_copy(1, places, logits[:, self._current.units.to(logits.device)])
-
-    def _known_task(self) -> int | None:
-        """Which task the benchmark says the samples are of; None where it does not say."""
-        told = [task.label for task in self._all_tasks()]
-        given = {int(label) for label in getattr(self.experience, "task_labels", [])}
-        if len(told) < 2 or len(set(told)) < len(told) or len(given) != 1:
-            return None
-        label = given.pop()
-        return told.index(label) if label in told else None
-
-    @torch.no_grad()
-    def class_scores(self, x: Tensor) -> Tensor:
-        """Scores (n, labels) with the task not known; -inf for labels of no task so far."""
-        with evaluating(self.network):
-            parts = self._task_logits(x.to(self.device))
-        scores = self._no_scores(x)
-        for task, logits in zip(self._all_tasks(), parts, strict=True):
-            places = torch.tensor(task.classes, device=x.device)
-            scores.index_copy_(1, places, torch.maximum(scores[:, places], logits.to(x.device)))
-        return scores
-
-    @torch.no_grad()
-    def task_scores(self, x: Tensor, number: int) -> Tensor:
-        """Scores (n, labels) within a task that is known, -inf elsewhere; without information for one still to come."""
-        scores, tasks = self._no_scores(x), self._all_tasks()
-        if number < len(tasks):
-            with evaluating(self.network):
-                logits = self._network_of(number)(x.to(self.device)).to(x.device)
-            places = torch.tensor(tasks[number].classes, device=x.device)
-            scores[:, places] = logits[:, tasks[number].units.to(x.device)]
-        return scores
-
-    def _no_scores(self, x: Tensor) -> Tensor:
-        first = next(iter(self.network.parameters()))
-        return torch.full((x.shape[0], self.labels), -torch.inf, dtype=first.dtype, device=x.device)
-
-    def _all_tasks(self) -> list[Task]:
-        return [*self.tasks, *([self._current] if self._current else [])]
-
-    def _task_logits(self, x: Tensor) -> list[Tensor]:
-        """For each task its classes' logits, comparable between tasks as far as the method makes them so."""
-        tasks = self._all_tasks()
-        if not self.strict:
-            logits = self.network(x)
-            return [logits[:, task.units.to(x.device)] for task in tasks]
-        return [self._network_of(number)(x)[:, task.units.to(x.device)] for number, task in enumerate(tasks)]
-
-    def _network_of(self, number: int) -> SubspaceNetwork:
-        """The network as a task reads it."""
-        if not self.strict or number == len(self.tasks):
-            return self.network
-        return self.archive.network_of(number)
 
     # ---- what it costs, and its state
 

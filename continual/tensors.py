@@ -92,6 +92,12 @@ def tensors_of(dataset: Any) -> tuple[Tensor, Tensor, Tensor] | None:
     return x, y, torch.zeros_like(y) if labels is None else _task_labels(labels)
 
 
+def classes_of(experience: Any) -> tuple[int, ...]:
+    """The labels of an experience, ascending; read from its data where Avalanche does not say, as in task streams."""
+    said = getattr(experience, "classes_in_this_experience", None)
+    return tuple(sorted({int(label) for label in (experience.dataset.targets if said is None else said)}))
+
+
 def samples_of(dataset: Any, most: int | None = None) -> tuple[Tensor, Tensor]:
     """Samples x (n, …) and labels y int64 (n,), the first `most` at least; one by one where they lie elsewhere."""
     tensors = tensors_of(dataset)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, get_type_hints
 
 from agents.options import SparseOptions
 from agents.presets import AGENT_PRESETS
-from runs.failure import UserError
 from runs.options import Train
-from runs.values import check_device, check_threads, of_kind, parse_list
+from runs.values import check_device, check_threads, parse_list, settings_in
 
 
 @dataclass(frozen=True)
@@ -105,24 +104,7 @@ class Settings:
     @classmethod
     def from_config(cls, config: dict[str, Any], where: str) -> Settings:
         """The settings in a `config.json`, or a `UserError` for a damaged or foreign one."""
-        known = {field.name for field in fields(cls)}
-        given = config.get("settings")
-        if config.get("format") != "sparse-agents-run" or not isinstance(given, dict):
-            raise UserError(f"{where} is not the config of a sparse-agents run; give the directory of one")
-        if config.get("version") != 1:
-            raise UserError(
-                f"{where} has version {config.get('version')!r}, this program reads 1; use the program it was made with"
-            )
-        if set(given) != known:
-            wrong = ", ".join(sorted(known ^ set(given)))
-            raise UserError(f"{where} has missing or unknown settings ({wrong}); restore the file as the run wrote it")
-        hints = get_type_hints(cls)
-        wrong = ", ".join(
-            f"{name} = {given[name]!r}" for name in sorted(known) if not of_kind(given[name], hints[name])
-        )
-        if wrong:
-            raise UserError(f"{where} has settings of the wrong kind ({wrong}); restore the file as the run wrote it")
-        settings = cls(**given)
+        settings = cls(**settings_in(config, where, "sparse-agents run", ("sparse-agents-run", 1), get_type_hints(cls)))
         settings.check()
         return settings
 

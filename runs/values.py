@@ -7,6 +7,8 @@ from typing import Any, get_args, get_origin
 
 import torch
 
+from runs.failure import UserError
+
 MOST_THREADS = 1024  # OpenMP ends the process where the system has no more
 
 
@@ -18,6 +20,36 @@ def of_kind(value: Any, kind: Any) -> bool:
         item_kinds = get_args(get_args(kind)[0]) or get_args(kind)
         return isinstance(value, list) and all(any(of_kind(item, one) for one in item_kinds) for item in value)
     return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+
+
+def settings_in(
+    config: dict[str, Any], where: str, kind: str, form: tuple[str, int], hints: dict[str, Any]
+) -> dict[str, Any]:
+    """The settings in a `config.json`, all there and of their kinds; a `UserError` for a damaged or foreign file.
+
+    Args:
+        config: what the file holds.
+        where: the file, for messages.
+        kind: what a config of this `form` is of, for people.
+        form: its `format` and `version`.
+        hints: the type of each setting by name.
+    """
+    then = "restore the file as the run wrote it"
+    given = config.get("settings")
+    if config.get("format") != form[0] or not isinstance(given, dict):
+        raise UserError(f"{where} is not the config of a {kind}; give the directory of one")
+    if config.get("version") != form[1]:
+        raise UserError(
+            f"{where} has version {config.get('version')!r}, this program reads {form[1]}; "
+            "use the program it was made with"
+        )
+    if set(given) != set(hints):
+        wrong = ", ".join(sorted(set(hints) ^ set(given)))
+        raise UserError(f"{where} has missing or unknown settings ({wrong}); {then}")
+    wrong = ", ".join(f"{name} = {given[name]!r}" for name in sorted(hints) if not of_kind(given[name], hints[name]))
+    if wrong:
+        raise UserError(f"{where} has settings of the wrong kind ({wrong}); {then}")
+    return given
 
 
 def parse_list(text: str | None, name: str, default: str) -> tuple[str | int, ...]:

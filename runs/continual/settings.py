@@ -11,9 +11,8 @@ from continual.catalogue import strategy_summary
 from continual.learner import OPTIMIZERS
 from continual.ledger import POLICIES
 from continual.normalisation import NORMS
-from runs.failure import UserError
 from runs.options import Continual
-from runs.values import check_device, check_threads, of_kind, parse_list
+from runs.values import check_device, check_threads, parse_list, settings_in
 from sparse_core import BACKENDS
 from sparse_core.crossover import AUTO
 
@@ -70,24 +69,7 @@ class Settings:
     @classmethod
     def from_config(cls, config: dict[str, Any], where: str) -> Settings:
         """The settings in a `config.json`, or a `UserError` for a damaged or foreign one."""
-        then = "restore the file as the run wrote it"
-        given, known = config.get("settings"), get_type_hints(cls)
-        if config.get("format") != FORMAT or not isinstance(given, dict):
-            raise UserError(f"{where} is not the config of a continual run; give the directory of one")
-        if config.get("version") != VERSION:
-            raise UserError(
-                f"{where} has version {config.get('version')!r}, this program reads {VERSION}; "
-                "use the program it was made with"
-            )
-        if set(given) != set(known):
-            wrong = ", ".join(sorted(set(known) ^ set(given)))
-            raise UserError(f"{where} has missing or unknown settings ({wrong}); {then}")
-        wrong = ", ".join(
-            f"{name} = {given[name]!r}" for name in sorted(known) if not of_kind(given[name], known[name])
-        )
-        if wrong:
-            raise UserError(f"{where} has settings of the wrong kind ({wrong}); {then}")
-        settings = cls(**given)
+        settings = cls(**settings_in(config, where, "continual run", (FORMAT, VERSION), get_type_hints(cls)))
         settings.check()
         return settings
 
