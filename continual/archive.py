@@ -67,7 +67,10 @@ class Archive:
         """Close a task: under strict isolation, copy what stands now."""
         if self.strict:
             for name, layer in self.network.chain.items():
-                task.connections[name], task.biases[name] = movable_connections(layer), all_biases(layer)
+                # As small as they can be, and on the CPU: a task's network is made when it is asked for.
+                own, cells = movable_connections(layer), layer.shape[0] * layer.shape[1]
+                places = own.positions.to(torch.int32 if cells < 2**31 else torch.int64)
+                task.connections[name], task.biases[name] = Connections(places, own.values.cpu()), all_biases(layer)
             task.norms.update({name: norm.content() for name, norm in self.network.norm_of.items()})
         self.tasks.append(task)
 
@@ -121,14 +124,13 @@ class Archive:
         others = [bias for task in self.tasks for bias in task.biases.values()]
         others += [tensor for task in self.tasks for norm in task.norms.values() for tensor in norm.values()]
         values = sum(part.values.nbytes for part in parts) + sum(tensor.nbytes for tensor in others)
-        return values, sum(4 * part.positions.numel() for part in parts)
+        return values, sum(part.positions.nbytes for part in parts)
 
     def flops(self) -> int:
-        """Multiplications and additions that score one sample with its task not known, convolutions per position."""
-        if not self.strict:
-            return 2 * sum(layer.nnz for layer in self.network.chain.values())
+        """Multiplications and additions that score one sample with its task not known."""
+        networks = [self.network_of(number) for number in range(len(self.tasks))] if self.strict else [self.network]
         return 2 * sum(
-            layer.nnz for number in range(len(self.tasks)) for layer in self.network_of(number).chain.values()
+            layer.nnz * network.places[name] for network in networks for name, layer in network.chain.items()
         )
 
     def restore(self, tasks: Sequence[Task]) -> None:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from continual.learner import Costs, Setup
 from continual.loading import InMemory
-from continual.tensors import tensors_of
+from continual.tensors import classes_of, tensors_of
 from sparse_core import SparseMLP, generators
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class Dense(InMemory):
 
     def classes_to_learn(self: Any) -> tuple[int, ...]:
         """The classes of the current experience, ascending."""
-        return tuple(sorted(int(label) for label in self.experience.classes_in_this_experience))
+        return classes_of(self.experience)
 
     def criterion(self: Any) -> Tensor:
         """The head's loss while training."""
@@ -139,8 +139,9 @@ class Dense(InMemory):
 
     @torch.no_grad()
     def class_scores(self: Any, x: Tensor) -> Tensor:
-        """Logits (n, labels) with the task not known; -inf for classes that have not come yet."""
-        return only(self.seen, self.model(x.to(self.device))).to(x.device)
+        """Logits (n, labels) with the task not known; once something was learned, -inf for classes still to come."""
+        logits = self.model(x.to(self.device))
+        return (only(self.seen, logits) if self.seen else logits).to(x.device)
 
     @torch.no_grad()
     def task_scores(self: Any, x: Tensor, number: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -85,6 +86,8 @@ class SparseFinetune(SparseEpochs, InMemory, SupervisedTemplate):
             assert self.experience is not None
             self.tasks.append(classes_of(self.experience))
             self.epochs_done = 0
+            if resumed is None:  # as for all strategies: what one task has gathered does not push the next
+                self.optimizer.state = defaultdict(dict)
         seed = task_seed(self.seed, len(self.tasks))
         self.sparsifier = Sparsifier.preset(
             self.topology, self.model, self.optimizer, drop_fraction=self.drop_fraction,
@@ -128,7 +131,7 @@ class SparseFinetune(SparseEpochs, InMemory, SupervisedTemplate):
         """One network, whatever the number of tasks."""
         held = meters.memory(self.model)
         layers = sparse_layers(self.model).values()
-        neurons = sum(int((layer.topology.fan_in > 0).sum()) for layer in layers)
+        neurons = sum(int((layer.topology.fan_in > 0).sum()) for layer in list(layers)[:-1])
         return Costs(
             nnz=meters.nnz(self.model), neurons=neurons, parameter_bytes=held.parameters,
             # Not what a backend has worked out from them, which depends on what it has been asked so far.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from continual.baselines import bytes_of, only, silent_evaluator
 from continual.learner import Costs, Setup
 from continual.loading import InMemory
+from continual.networks import all_biases
 from sparse_core import sparse_layers
 
 STATISTICS_CHOICES = ("batch_size",)
@@ -137,7 +138,9 @@ class StatisticsStrategy(InMemory, SupervisedTemplate):
         connections = sum(layer.nnz for layer in layers) + self.statistics.means.numel()
         return Costs(
             nnz=connections, neurons=sum(int((layer.row_pointer.diff() > 0).sum()) for layer in layers),
-            parameter_bytes=bytes_of(list(self.model.parameters())),
+            parameter_bytes=sum(
+                bytes_of([layer.values, layer.frozen_values, all_biases(layer)]) for layer in layers if layer.nnz
+            ),
             index_bytes=sum(layer.columns.nbytes + layer.row_pointer.nbytes for layer in layers),
             statistic_bytes=self.statistics.nbytes, flops=2 * connections,
         )  # fmt: skip

@@ -95,11 +95,12 @@ def average_incremental(r: ArrayLike) -> float:
 
 
 def intransigence(r: ArrayLike, joint_row: ArrayLike) -> float:
-    """Mean inability to learn, (1/T) Σ_k (a*[k] - R[k, k]) (arXiv:1801.10112).
+    """Mean inability to learn, (1/T) Σ_k (a*[k] - R[k, k]) (after arXiv:1801.10112).
 
     Args:
         r: the matrix, T × T.
-        joint_row: a*[k] is the accuracy on task k of a reference model trained on tasks 1 to k together (T numbers).
+        joint_row: a*[k] is the accuracy on task k of a reference model (T numbers): in the paper one trained on tasks
+            1 to k together for each k, in our runs one trained on all, so that early tasks may score below 0.
     """
     matrix = _matrix(r)
     return float((_row(joint_row, len(matrix), "joint") - matrix.diagonal()).mean())

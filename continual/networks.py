@@ -82,6 +82,16 @@ class SubspaceNetwork(nn.Module):
         return {after: before for before, after in pairwise(self.chain)}
 
     @property
+    def places(self) -> dict[str, int]:
+        """How often each layer is applied to one sample: a convolution at every pixel of its output, others once."""
+        sides = [] if isinstance(self.inputs, int) else [int(side) for side in self.inputs[1:]]
+        counts = {}
+        for index, name in enumerate(self.chain):
+            counts[name] = math.prod(sides) if index < len(self.channels) else 1
+            sides = [side // 2 for side in sides]
+        return counts
+
+    @property
     def norm_of(self) -> dict[str, TaskNorm]:
         """The normalisation after each hidden layer, by the layer's name; empty without."""
         return {name: norm for name, norm in zip(self.chain, self.norms, strict=False) if isinstance(norm, TaskNorm)}
@@ -157,16 +167,11 @@ class Connections(NamedTuple):
         inside = among(self.positions, positions)
         return Connections(self.positions[inside], self.values[inside])
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes as stored: values, and four bytes for where each one is."""
-        return self.values.nbytes + 4 * self.positions.numel()
-
 
 def merged(parts: Iterable[Connections]) -> Connections:
     """Disjoint connections put together."""
     positions, values = zip(*parts, strict=True)
-    ascending, order = torch.cat(positions).sort()
+    ascending, order = torch.cat(positions).long().sort()
     return Connections(ascending, torch.cat(values)[order.to(values[0].device)])
 
 

@@ -31,7 +31,8 @@ class SpaceNetOOD(SpaceNet):
     def __init__(self, *, outliers: float = 1.5, **keywords: Any) -> None:
         if not outliers >= 0:
             raise ValueError(f"`outliers` must be a number ≥ 0 for each image, got {outliers!r}")
-        keywords.setdefault("isolation", "strict")
+        if keywords.setdefault("isolation", "strict") != "strict":
+            raise ValueError("`spacenet-ood` is strict only: its heads judge subnetworks that never see each other")
         super().__init__(**keywords)
         if outliers and self.options.head != "sigmoid":
             raise ValueError(

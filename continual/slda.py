@@ -57,7 +57,7 @@ class SpaceNetSLDA(StatisticsStrategy):
                 places = _patches(outputs, (x.shape[1], x.shape[2], x.shape[3]), self.share[0], generator)
             else:
                 fan_in = max(1, round(self.share[1] * inputs))
-                places = torch.rand(outputs, inputs, generator=generator).topk(fan_in, 1).indices
+                places = _spread(outputs, inputs, fan_in, generator)
             positions = (torch.arange(outputs)[:, None] * inputs + places).flatten().sort().values
             values = torch.randn(positions.numel(), generator=generator)
             nothing = Connections(positions[:0], values[:0])
@@ -109,6 +109,15 @@ class _Features(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Samples (n, …) to features (n, neurons of all hidden layers)."""
         return torch.cat(list(self.network.activations(x)), 1)
+
+
+def _spread(neurons: int, inputs: int, count: int, generator: torch.Generator) -> Tensor:
+    """For each neuron, `count` distinct inputs; drawn a few hundred neurons at a time."""
+    drawn = [
+        torch.rand(rows.numel(), inputs, generator=generator).topk(count, 1).indices
+        for rows in torch.arange(neurons).split(512)
+    ]
+    return torch.cat(drawn)
 
 
 def _patches(neurons: int, shape: tuple[int, int, int], share: float, generator: torch.Generator) -> Tensor:

@@ -19,7 +19,7 @@ from continual.calibration import calibrate
 from continual.epochs import SparseEpochs
 from continual.heads import HEADS, Targets
 from continual.learner import Costs
-from continual.ledger import Demand, Grant, TaskLedger
+from continual.ledger import CapacityError, Demand, Grant, TaskLedger
 from continual.loading import InMemory
 from continual.networks import (
     Connections,
@@ -32,7 +32,7 @@ from continual.networks import (
 from continual.options import Sizes, SubspaceOptions, accepting
 from continual.scoring import Scoring, evaluating
 from continual.tensors import classes_of, samples_of
-from sparse_core import SCHEDULES, Constraint, SparseLinear, Sparsifier, generators
+from sparse_core import DROP_RULES, GROW_RULES, SCHEDULES, Constraint, SparseLinear, Sparsifier, generators
 from sparse_core.draws import among, largest
 from sparse_core.importance import PathImportance
 
@@ -64,7 +64,8 @@ class SubspaceStrategy(Scoring, SparseEpochs, InMemory, SupervisedTemplate):
         plugins: Avalanche plugins.
         evaluator: Avalanche's evaluation plugin.
         eval_every: as in Avalanche.
-        seed: of every draw; None takes one from torch's global generator.
+        seed: of every draw; None takes one from torch's global generator. Only the order of batches from data that do
+            not lie in memory is drawn by Avalanche's loader, from the global one.
         multi_head: whether each task has units of its own for the same labels (permuted tasks).
         labels: number of labels; the model's units by default.
         **options: of `SubspaceOptions`; `sizes` left out fits five tasks.
@@ -149,10 +150,15 @@ class SubspaceStrategy(Scoring, SparseEpochs, InMemory, SupervisedTemplate):
 
     def _plan(self, task: Task) -> dict[str, Grant]:
         """Neurons and first connections of a task that begins."""
-        return self.ledger.plan(
-            self._demands(task), self._trained_units(task), self._draws["allocation"],
-            policy=self.options.policy, worth=self.archive.worth,
-        )  # fmt: skip
+        before = self._draws["allocation"].get_state()
+        try:
+            return self.ledger.plan(
+                self._demands(task), self._trained_units(task), self._draws["allocation"],
+                policy=self.options.policy, worth=self.archive.worth,
+            )  # fmt: skip
+        except CapacityError:
+            self._draws["allocation"].set_state(before)
+            raise
 
     def _demands(self, task: Task) -> dict[str, Demand]:
         """What a task wants of each layer."""
@@ -215,8 +221,13 @@ class SubspaceStrategy(Scoring, SparseEpochs, InMemory, SupervisedTemplate):
             constraints=constraints, importance=self._make_importance(), seed=task_seed(self.seed, number),
         )  # fmt: skip
 
-    def _make_importance(self) -> PathImportance:
-        return PathImportance(self.network.chain, self.network.upstream)
+    def _make_importance(self) -> PathImportance | None:
+        """What gathers importance; None where nobody asks for it, since it costs a sixth of a step."""
+        rules = (DROP_RULES.get(self.options.drop or ""), GROW_RULES.get(self.options.grow or ""))
+        chosen = any(0 < grant.reserved < grant.outputs.numel() for grant in self.grants.values())
+        if chosen or self.options.policy == "reclaim" or any(rule and rule.needs_importance for rule in rules):
+            return PathImportance(self.network.chain, self.network.upstream)
+        return None
 
     def _before_update(self, **kwargs: Any) -> None:
         super()._before_update(**kwargs)
@@ -234,9 +245,11 @@ class SubspaceStrategy(Scoring, SparseEpochs, InMemory, SupervisedTemplate):
     def _end_task(self) -> None:
         assert self._current is not None
         assert self.sparsifier is not None
-        assert self.sparsifier.importance is not None
-        chain = self.network.chain
-        scores = {name: self.sparsifier.importance.signals(name).outputs for name in self.ledger.hidden}
+        chain, importance = self.network.chain, self.sparsifier.importance
+        scores = {
+            name: torch.zeros(self.ledger.shapes[name][0]) if importance is None else importance.signals(name).outputs
+            for name in self.ledger.hidden
+        }
         reserved = {name: self._reserve(self.grants[name], scores[name]) for name in self.ledger.hidden}
         self.sparsifier.detach()
         self.sparsifier = None
@@ -245,6 +258,8 @@ class SubspaceStrategy(Scoring, SparseEpochs, InMemory, SupervisedTemplate):
             with evaluating(self.network):
                 calibrate(self.network, x, y, self._current.units, torch.tensor(self._current.classes))
         own = {name: movable_connections(layer) for name, layer in chain.items()}
+        if not all(bool(part.values.isfinite().all()) for part in own.values()):
+            log.warning("task %d has diverged: lower the learning rate", len(self.tasks) + 1)
         self.ledger.close_task({name: part.positions for name, part in own.items()}, reserved, scores)
         self.archive.add(self._current)
         if not self.strict:
@@ -272,7 +287,11 @@ class SubspaceStrategy(Scoring, SparseEpochs, InMemory, SupervisedTemplate):
             assert self._current is not None
             return self._current.units
         if self.options.biases == "used":
-            return (self.ledger.taken(name) // self.ledger.shapes[name][1]).unique()
+            # A neuron may have lost all its inputs and still be read, for its bias.
+            (outputs, inputs), after = self.ledger.shapes[name], self.ledger.names[self.ledger.names.index(name) + 1]
+            width = self.ledger.shapes[after][1]
+            read = self.ledger.taken(after) % width // (width // outputs)
+            return torch.cat([self.ledger.taken(name) // inputs, read]).unique()
         return (self.ledger.reserved_by[name] >= 0).nonzero().squeeze(1)
 
     # ---- capacity
@@ -308,7 +327,8 @@ class SubspaceStrategy(Scoring, SparseEpochs, InMemory, SupervisedTemplate):
     def criterion(self) -> Tensor:
         """The head's loss while training."""
         if not self.is_training:
-            return self._criterion(self.mb_output, self.mb_y)
+            # A label that has not come yet scores -inf; its loss is large, but a number.
+            return self._criterion(self.mb_output.clamp(min=-1e4), self.mb_y)
         return HEADS[self.options.head](self._targets(self._logits, self._wanted), self._criterion)
 
     def _training_samples(self) -> tuple[Tensor, Tensor]:
@@ -327,7 +347,14 @@ class SubspaceStrategy(Scoring, SparseEpochs, InMemory, SupervisedTemplate):
         bias = self.network.chain[self.ledger.names[-1]].effective_bias()
         assert bias is not None
         units = self._trained_units(self._current).to(wanted.device)
-        return Targets(logits, units, torch.where(wanted < 0, wanted, torch.searchsorted(units, wanted)), bias)
+        local = torch.searchsorted(units, wanted).clamp_(max=units.numel() - 1)
+        strays = (units[local] != wanted) & (wanted >= 0)
+        if bool(strays.any()):
+            raise ValueError(
+                f"a batch holds a sample for output {int(wanted[strays][0])}, which is not of the current task "
+                f"({self._current.classes}); to rehearse earlier classes take `SpaceNetRehearsal`, not a replay plugin"
+            )
+        return Targets(logits, units, torch.where(wanted < 0, wanted, local), bias)
 
     # ---- what it costs, and its state
 
@@ -343,7 +370,7 @@ class SubspaceStrategy(Scoring, SparseEpochs, InMemory, SupervisedTemplate):
         )  # fmt: skip
 
     def state(self) -> dict[str, Any]:
-        """Everything that resuming needs: tensors, numbers and text in plain containers."""
+        """Everything that resuming needs, in plain containers; the tensors are the live ones, so store it first."""
         if self._resumed is not None:  # the optimizer has not been given its state back yet
             return dict(self._resumed)
         return {
@@ -360,6 +387,9 @@ class SubspaceStrategy(Scoring, SparseEpochs, InMemory, SupervisedTemplate):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` gave; within a task, the next call of `train` must be for the task's experience."""
         tasks = [Task.from_plain(entry) for entry in state["tasks"]]
+        if self.sparsifier is not None:
+            self.sparsifier.detach()
+            self.sparsifier = None
         self.ledger.load_state_dict(state["ledger"])
         self.network.load_state_dict(state["network"])
         self.archive.restore(tasks[: self.ledger.tasks])
@@ -372,6 +402,12 @@ class SubspaceStrategy(Scoring, SparseEpochs, InMemory, SupervisedTemplate):
 
     def _continue_task(self) -> None:
         assert self._resumed is not None
+        assert self._current is not None
+        if classes_of(self.experience) != self._current.classes:
+            raise ValueError(
+                f"the state is from within the task of classes {self._current.classes}, got an experience with "
+                f"{classes_of(self.experience)}; go on with the same task"
+            )
         self.optimizer.load_state_dict(self._resumed["optimizer"])
         self.sparsifier = self._make_sparsifier()
         self.sparsifier.load_state_dict(self._resumed["sparsifier"])

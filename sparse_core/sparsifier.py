@@ -132,12 +132,30 @@ class Sparsifier:
         if importance is None and any(rule is not None and rule.needs_importance for rule in (self._drop, self._grow)):
             importance = PathImportance(self.layers)
         self.importance = importance
+        self._attach()
+
+    def _attach(self) -> None:
         self._hooks: list[RemovableHandle] = []
-        if importance is not None:
+        if self.importance is not None:
             self._hooks = [
-                self.optimizer.register_step_pre_hook(lambda *_: importance.before_step()),
-                self.optimizer.register_step_post_hook(lambda *_: importance.after_step()),
+                self.optimizer.register_step_pre_hook(self._before_step),
+                self.optimizer.register_step_post_hook(self._after_step),
             ]
+
+    def _before_step(self, *_: Any) -> None:
+        if self.importance is not None:
+            self.importance.before_step()
+
+    def _after_step(self, *_: Any) -> None:
+        if self.importance is not None:
+            self.importance.after_step()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_hooks": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._attach()  # optimizers leave their hooks behind when they are copied
 
     def detach(self) -> None:
         """Let go of layers and optimizer: nothing is captured or gathered for this sparsifier any more."""

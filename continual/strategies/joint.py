@@ -8,6 +8,7 @@ from avalanche.training.supervised import JointTraining
 
 from continual.baselines import SGD_CHOICES, Dense, check_choices
 from continual.learner import Learner, Setup
+from continual.tensors import classes_of
 
 
 class Joint(Dense, JointTraining):
@@ -24,7 +25,7 @@ class Joint(Dense, JointTraining):
 
     def classes_to_learn(self) -> tuple[int, ...]:
         """The classes of all experiences."""
-        return tuple(sorted({int(label) for each in self._experiences for label in each.classes_in_this_experience}))
+        return tuple(sorted({label for each in self._experiences for label in classes_of(each)}))
 
 
 def build(setup: Setup) -> Learner:

@@ -71,7 +71,7 @@ def test_the_release_is_followed_mask_by_mask() -> None:
     for experience in benchmark.train:
         strategy.train(experience)
         for task in range(5):
-            x, y = benchmark.tensors("test", task)
+            x, _ = benchmark.tensors("test", task)
             scores = strategy.class_scores(x.double())
             assert scores.argmax(1).tolist() == beside.dense.predict(x.flatten(1).numpy()).tolist()
     assert (beside.changes, beside.epochs) == (15, 20)
