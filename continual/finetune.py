@@ -86,8 +86,8 @@ class SparseFinetune(SparseEpochs, InMemory, SupervisedTemplate):
             assert self.experience is not None
             self.tasks.append(classes_of(self.experience))
             self.epochs_done = 0
-            if resumed is None:  # as for all strategies: what one task has gathered does not push the next
-                self.optimizer.state = defaultdict(dict)
+            # As for all strategies: what one task has gathered does not push the next.
+            self.optimizer.state = defaultdict(dict)
         seed = task_seed(self.seed, len(self.tasks))
         self.sparsifier = Sparsifier.preset(
             self.topology, self.model, self.optimizer, drop_fraction=self.drop_fraction,

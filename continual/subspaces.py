@@ -223,9 +223,11 @@ class SubspaceStrategy(Scoring, SparseEpochs, InMemory, SupervisedTemplate):
 
     def _make_importance(self) -> PathImportance | None:
         """What gathers importance; None where nobody asks for it, since it costs a sixth of a step."""
-        rules = (DROP_RULES.get(self.options.drop or ""), GROW_RULES.get(self.options.grow or ""))
+        drop, grow = self.options.drop, self.options.grow
+        asked = drop is not None and DROP_RULES[drop].needs_importance
+        asked |= grow is not None and GROW_RULES[grow].needs_importance
         chosen = any(0 < grant.reserved < grant.outputs.numel() for grant in self.grants.values())
-        if chosen or self.options.policy == "reclaim" or any(rule and rule.needs_importance for rule in rules):
+        if asked or chosen or self.options.policy == "reclaim":
             return PathImportance(self.network.chain, self.network.upstream)
         return None
 
