@@ -334,7 +334,7 @@ print("inside")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="guards memory pages with mprotect")
-@pytest.mark.parametrize("check", ["0", "1"])
+@pytest.mark.parametrize("check", ["0", pytest.param("1", marks=pytest.mark.slow)])
 def test_nothing_is_read_or_written_outside(check: str, tmp_path: Path) -> None:
     assert "inside" in run(GUARDED, NUMBA_BOUNDSCHECK=check, NUMBA_CACHE_DIR=str(tmp_path))
 
