@@ -44,21 +44,30 @@ def unfinished(finished: Path, tmp_path: Path) -> Path:
     return copy
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     ("owner", "name", "number", "left"),
     [
-        pytest.param(SeedRun, "run", 1, [[], []], id="before the first seed", marks=pytest.mark.slow),
-        pytest.param(os, "rename", 1, [[], []], id="in the first checkpoint", marks=pytest.mark.slow),
+        pytest.param(SeedRun, "run", 1, [[], []], id="before the first seed", marks=SLOW),
+        pytest.param(os, "rename", 1, [[], []], id="in the first checkpoint", marks=SLOW),
         # Two epochs of a task, then its end, are stored.
         pytest.param(CheckpointStore, "save", 3, [[1, 2], []], id="at the end of a task"),
         pytest.param(CheckpointStore, "save", 6, [[4, 5], []], id="within a task"),
         pytest.param(CheckpointStore, "save", 8, [[6, 7], []], id="early in a task"),
         pytest.param(Examiner, "examine", 2, [[4, 5], []], id="in an evaluation"),
-        pytest.param(runs.continual.seeds, "write_record", 5, [[14, 15], []], id="before a seed is done", marks=pytest.mark.slow),
+        pytest.param(
+            runs.continual.seeds, "write_record", 5, [[14, 15], []], id="before a seed is done", marks=pytest.mark.slow
+        ),
         pytest.param(SeedRun, "run", 2, [[14, 15], []], id="between two seeds"),
         pytest.param(CheckpointStore, "save", 20, [[14, 15], [3, 4]], id="in the second seed"),
-        pytest.param(runs.continual.whole, "result", 1, [[14, 15], [14, 15]], id="before the result", marks=pytest.mark.slow),
-        pytest.param(runs.continual.whole, "draw_accuracy", 1, [[14, 15], [14, 15]], id="in a picture", marks=pytest.mark.slow),
+        pytest.param(
+            runs.continual.whole, "result", 1, [[14, 15], [14, 15]], id="before the result", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            runs.continual.whole, "draw_accuracy", 1, [[14, 15], [14, 15]], id="in a picture", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_killed(owner: Any, name: str, number: int, left: list[list[int]], finished: Path, tmp_path: Path) -> None:
