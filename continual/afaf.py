@@ -37,14 +37,9 @@ class AFAF(SpaceNet):
         self.reuse_from, self.reuse_layers, self.reuse = reuse_from, reuse_layers, reuse
 
     @classmethod
-    def defaults(cls, isolation: str) -> dict[str, Any]:
+    def defaults(cls, isolation: str, multi_head: bool) -> dict[str, Any]:
         """The release's choices: SpaceNet's, but that what was just dropped may grow again."""
-        return {**SpaceNet2021.defaults(isolation), "regrow": "kept"}
-
-    @classmethod
-    def adjusted(cls, isolation: str, multi_head: bool) -> dict[str, Any]:
-        """Nothing."""
-        return {}
+        return {**SpaceNet2021.defaults(isolation, multi_head), "regrow": "kept"}
 
     @classmethod
     def optimization(cls, isolation: str, multi_head: bool) -> tuple[str, float]:

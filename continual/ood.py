@@ -42,7 +42,7 @@ class SpaceNetOOD(SpaceNet):
         self.outliers = outliers
 
     @classmethod
-    def defaults(cls, isolation: str) -> dict[str, Any]:
+    def defaults(cls, isolation: str, multi_head: bool) -> dict[str, Any]:
         """Chosen on validation data; docs/results.md says how."""
         return {
             "isolation": "strict", "reads": "own", "head": "sigmoid", "drop": "magnitude", "grow": "gradient",
@@ -53,11 +53,6 @@ class SpaceNetOOD(SpaceNet):
     def optimization(cls, isolation: str, multi_head: bool) -> tuple[str, float]:
         """Optimizer and learning rate where none is given."""
         return "adam", 0.004
-
-    @classmethod
-    def adjusted(cls, isolation: str, multi_head: bool) -> dict[str, Any]:
-        """Nothing."""
-        return {}
 
     @classmethod
     def sizes(

@@ -73,14 +73,9 @@ class SpaceNetRehearsal(SpaceNet):
         self.memory = Memory(memory)
 
     @classmethod
-    def defaults(cls, isolation: str) -> dict[str, Any]:
+    def defaults(cls, isolation: str, multi_head: bool) -> dict[str, Any]:
         """Every class so far takes part in the loss; reserved neurons may be read, since rehearsal keeps watch."""
         return {"head": "current", "drop": "importance", "grow": "gradient", "drop_fraction": 0.2}
-
-    @classmethod
-    def adjusted(cls, isolation: str, multi_head: bool) -> dict[str, Any]:
-        """Nothing."""
-        return {}
 
     @classmethod
     def optimization(cls, isolation: str, multi_head: bool) -> tuple[str, float]:

@@ -23,17 +23,20 @@ class SpaceNet(SubspaceStrategy):
     """One shared network in which every task reserves neurons; ours, on the ideas of SpaceNet (arXiv:2007.07617)."""
 
     @classmethod
-    def defaults(cls, isolation: str) -> dict[str, Any]:
-        """One configuration for each isolation, chosen on validation data; docs/results.md says how."""
+    def defaults(cls, isolation: str, multi_head: bool) -> dict[str, Any]:
+        """One configuration for each isolation, chosen on validation data; docs/results.md says how.
+
+        Tasks that share their labels have all classes and as many samples as the whole set.
+        """
         moving = {"grow": "gradient", "schedule": "cosine", "drop_fraction": 0.3, "capture_batches": 8}
         if isolation == "strict":
             return {
-                **moving, "head": "current", "drop": "magnitude", "period": 20, "stop": 0.75, "init": "he",
-                "reads": "own", "rate_schedule": "cosine",
+                **moving, "head": "current", "drop": "magnitude", "period": 40 if multi_head else 20, "stop": 0.75,
+                "init": "he", "reads": "own", "rate_schedule": "cosine",
             }  # fmt: skip
         return {
-            **moving, "head": "zeroed", "drop": "importance", "period": 20, "head_bias": False, "calibrate": True,
-            "read_reserved": False,
+            **moving, "head": "zeroed", "drop": "importance", "period": 20, "head_bias": multi_head,
+            "calibrate": not multi_head, "read_reserved": False,
         }  # fmt: skip
 
     @classmethod
@@ -42,13 +45,6 @@ class SpaceNet(SubspaceStrategy):
         if isolation == "strict":
             return "adam", 0.008 if multi_head else 0.004
         return "sgd", 0.1 if multi_head else 0.01
-
-    @classmethod
-    def adjusted(cls, isolation: str, multi_head: bool) -> dict[str, Any]:
-        """What differs where tasks share their labels: each has all classes and as many samples as the whole set."""
-        if not multi_head:
-            return {}
-        return {"period": 40} if isolation == "strict" else {"calibrate": False, "head_bias": True}
 
     @classmethod
     def for_setup(cls, setup: Setup, **chosen: Any) -> Self:
@@ -70,7 +66,7 @@ class SpaceNet(SubspaceStrategy):
         )  # fmt: skip
         isolation = setup.isolation or chosen.get("isolation", "shared")
         sizes = cls.sizes([*network.shapes.values()], setup.classes_per_task, setup.tasks, isolation, multi_head)
-        options = {"sizes": sizes, **cls.adjusted(isolation, multi_head), **chosen, "isolation": isolation}
+        options = {"sizes": sizes, **chosen, "isolation": isolation}
         options |= setup.given(epochs="train_epochs", batch_size="train_mb_size", head="head", policy="policy")
         options |= setup.options
         return cls(
@@ -110,17 +106,12 @@ class SpaceNet2021(SpaceNet):
     """What the release does, quirks included (docs/deviations.md); the regression baseline, not a recommendation."""
 
     @classmethod
-    def adjusted(cls, isolation: str, multi_head: bool) -> dict[str, Any]:
-        """Nothing: the release knows one setting."""
-        return {}
-
-    @classmethod
     def optimization(cls, isolation: str, multi_head: bool) -> tuple[str, float]:
         """The release's."""
         return "sgd", 0.01
 
     @classmethod
-    def defaults(cls, isolation: str) -> dict[str, Any]:
+    def defaults(cls, isolation: str, multi_head: bool) -> dict[str, Any]:
         """The release's choices."""
         return {
             "head": "zeroed", "drop": "importance", "grow": "importance", "drop_fraction": 0.2, "schedule": "constant",

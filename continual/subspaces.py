@@ -92,7 +92,7 @@ class SubspaceStrategy(Scoring, SparseEpochs, InMemory, SupervisedTemplate):
     ) -> None:
         if not isinstance(model, SubspaceNetwork):
             raise TypeError(f"`model` must be a `SubspaceNetwork`, got {type(model).__name__}; make one of its layers")
-        chosen = {**self.defaults(options.get("isolation", "shared")), **options}
+        chosen = {**self.defaults(options.get("isolation", "shared"), multi_head), **options}
         chosen.setdefault("sizes", Sizes.fitting([*model.shapes.values()], 2, 5))
         self.options = SubspaceOptions(**chosen)
         super().__init__(
@@ -114,8 +114,8 @@ class SubspaceStrategy(Scoring, SparseEpochs, InMemory, SupervisedTemplate):
         self._resumed: Mapping[str, Any] | None = None
 
     @classmethod
-    def defaults(cls, isolation: str) -> dict[str, Any]:
-        """The options in which a strategy differs from `SubspaceOptions`, under that isolation."""
+    def defaults(cls, isolation: str, multi_head: bool) -> dict[str, Any]:
+        """The options in which a strategy differs from `SubspaceOptions`; multi-head is where tasks share labels."""
         return {}
 
     # ---- one task, from its first connection to its reservation
