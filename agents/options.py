@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from torch import nn
 
-from sparse_core import BACKENDS, DISTRIBUTIONS, INITIALISATIONS, PRESETS, SCHEDULES, SparseLinear
+from sparse_core import BACKENDS, DISTRIBUTIONS, INITIALISATIONS, PRESETS, SCHEDULES, SparseLinear, Topology
 from sparse_core.distributions import check_sparsity
 
 
@@ -31,6 +31,7 @@ class SparseOptions:
     capture_batches: int
     total_updates: int | None
     backend: str | Mapping[str, str]
+    topologies: Mapping[str, Topology] | None = None
 
     @classmethod
     def resolve(
@@ -50,6 +51,7 @@ class SparseOptions:
         capture_batches: int,
         total_updates: int | None,
         backend: str | Mapping[str, str],
+        topologies: Mapping[str, Topology] | None = None,
     ) -> SparseOptions:
         """The options with defaults filled in, or a `ValueError` that says what is wrong."""
         preset = PRESETS[topology]
@@ -69,7 +71,7 @@ class SparseOptions:
             topology, actor, critic, distribution or preset.distribution, dense, init or preset.init,
             preset.drop_fraction if drop_fraction is None else drop_fraction, period, schedule or preset.schedule,
             preset.stop if stop is None else stop, capture_batches, total_updates,
-            dict(backend) if isinstance(backend, Mapping) else backend,
+            dict(backend) if isinstance(backend, Mapping) else backend, topologies,
         )  # fmt: skip
         options.check()
         return options
@@ -100,7 +102,7 @@ class SparseOptions:
         """What `SparseTD3Policy` is told."""
         return dict(
             actor=self.actor, critic=self.critic, distribution=self.distribution, dense=list(self.dense),
-            init=self.init, backend=self.backend, seed=seed,
+            init=self.init, backend=self.backend, seed=seed, topologies=self.topologies,
         )  # fmt: skip
 
     def sparsifier(self, total_updates: int | None, seed: int | None) -> dict[str, Any]:

@@ -21,8 +21,8 @@ class SparseTD3Policy(TD3Policy):
     Args:
         *args: as in `stable_baselines3.td3.policies.TD3Policy`.
         sparse: `actor` and `critic` (sparsity of the actor and of each critic), `distribution`, `dense`,
-            `init`, `backend` (a name, or one for every sparse layer by the layer's), and `seed` of the initial
-            topologies; None for dense networks.
+            `init`, `backend` (a name, or one for every sparse layer by the layer's), `seed` of the initial
+            topologies, and `topologies`, by the layer's name, instead of drawn ones; None for dense networks.
         optimizer_class: Adam with per-connection age by default.
         **kwargs: as in `stable_baselines3.td3.policies.TD3Policy`.
     """
@@ -87,10 +87,19 @@ class SparseTD3Policy(TD3Policy):
         self.training = mode
 
     def _sparsify(self, owner: Any, name: str, sparsity: float, stream: str) -> None:
-        options = {key: self.sparse[key] for key in ("distribution", "dense", "init", "backend") if key in self.sparse}
+        options: dict[str, Any] = {
+            key: self.sparse[key] for key in ("distribution", "dense", "init", "backend") if key in self.sparse
+        }
         if isinstance(options.get("backend"), Mapping):
             options["backend"] = AUTO  # until all networks are there
         generator = generators(self.sparse["seed"], stream)[stream]
+        if self.sparse.get("topologies") is not None:
+            prefix = f"{stream.partition(' ')[0]}.{name}."
+            options["topologies"] = {
+                layer.removeprefix(prefix): topology
+                for layer, topology in self.sparse["topologies"].items()
+                if layer.startswith(prefix)
+            }
         sparsify(getattr(owner, name), sparsity, generator=generator, **options)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from agents.collection import Array, PlainActor, collect, is_plain
 from agents.options import SparseOptions, check_network, check_same_layers, check_spaces
 from agents.policies import SparseTD3Policy
 from agents.replay import Float32ReplayBuffer
-from sparse_core import Sparsifier, settle, sparse_layers
+from sparse_core import PRESETS, Sparsifier, Topology, settle, sparse_layers
 from sparse_core.crossover import AUTO
 from sparse_core.optimizer_state import check_elementwise
 from sparse_core.sparsifier import Rewirings
@@ -60,6 +60,8 @@ class SparseTD3(TD3):
         stop: share of the planned updates after which the topology stays; the topology's own by default.
         capture_batches: batches before a change that gradient growth looks at.
         total_updates: planned critic gradient steps, where `learn` cannot know them (training by episodes).
+        topologies: of every sparse layer by the layer's name (as in `backends`), instead of drawn ones;
+            `topology="final-topology"` wants them.
         backend: what multiplies, a name from `sparse_core.BACKENDS`, or one for every sparse layer by the layer's
             name (see `backends`). `"auto"` measures once which is fastest, for `batch_size` and torch's present
             thread count; what it found is saved with the agent.
@@ -91,6 +93,7 @@ class SparseTD3(TD3):
         stop: float | None = None,
         capture_batches: int = 1,
         total_updates: int | None = None,
+        topologies: Mapping[str, Topology] | None = None,
         backend: str | Mapping[str, str] = "auto",
         _init_setup_model: bool = True,
         **kwargs: Any,
@@ -99,8 +102,13 @@ class SparseTD3(TD3):
             sparsity=sparsity, topology=topology, actor_sparsity=actor_sparsity, critic_sparsity=critic_sparsity,
             distribution=distribution, dense=(dense,) if isinstance(dense, (str, int)) else tuple(dense), init=init,
             drop_fraction=drop_fraction, period=period, schedule=schedule, stop=stop,
-            capture_batches=capture_batches, total_updates=total_updates, backend=backend,
+            capture_batches=capture_batches, total_updates=total_updates, backend=backend, topologies=topologies,
         )  # fmt: skip
+        if PRESETS[topology].given and topologies is None and _init_setup_model:
+            raise ValueError(
+                f"topology {topology!r} takes its connections from elsewhere, got none; give `topologies` by the names "
+                "of the sparse layers, or choose 'static' for a drawn one"
+            )
         _check_policy(policy)
         if env is not None:  # None: `load` without one
             env = maybe_make_env(env, kwargs.get("verbose", 0))

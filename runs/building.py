@@ -18,17 +18,21 @@ import envs
 from agents import SparseTD3
 from runs.global_draws import generator_states, restore_generators
 from runs.settings import Settings
+from sparse_core import Topology
 
 
-def build(settings: Settings, backends: Mapping[str, str] | None = None) -> SparseTD3:
+def build(
+    settings: Settings, backends: Mapping[str, str] | None = None, topologies: Mapping[str, Topology] | None = None
+) -> SparseTD3:
     """A new agent in its environment; whatever cannot be is a `ValueError` before anything is written.
 
-    `backends` is what a run settled on when it started; without it, `settings.backend` says.
+    `backends` is what a run settled on when it started; without it, `settings.backend` says. `topologies` are those
+    that a run with `settings.topology_from` begins with.
     """
     torch.set_num_threads(settings.threads)
     environment = envs.make(settings.env, seed=settings.seed)
     try:
-        return _build(settings, environment, settings.backend if backends is None else backends)
+        return _build(settings, environment, settings.backend if backends is None else backends, topologies)
     except RuntimeError as error:
         if "can't allocate memory" in str(error) or isinstance(error, torch.OutOfMemoryError):
             raise MemoryError("the networks do not fit") from error
@@ -38,7 +42,12 @@ def build(settings: Settings, backends: Mapping[str, str] | None = None) -> Spar
         raise
 
 
-def _build(settings: Settings, environment: envs.Replayable, backend: str | Mapping[str, str]) -> SparseTD3:
+def _build(
+    settings: Settings,
+    environment: envs.Replayable,
+    backend: str | Mapping[str, str],
+    topologies: Mapping[str, Topology] | None,
+) -> SparseTD3:
     shape = environment.action_space.shape
     assert shape is not None
     return SparseTD3(
@@ -70,6 +79,7 @@ def _build(settings: Settings, environment: envs.Replayable, backend: str | Mapp
         schedule=settings.schedule,
         stop=settings.stop,
         capture_batches=settings.capture_batches,
+        topologies=topologies,
         backend=backend,
     )  # fmt: skip
 

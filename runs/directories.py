@@ -14,7 +14,7 @@ from typing import Any
 from runs.failure import UserError
 
 # What a process that was killed before it wrote its config leaves behind.
-_LEFTOVER = re.compile(r"lock|\.config\.json\.\d+\.tmp")
+_LEFTOVER = re.compile(r"lock|topology\.safetensors|\.(config\.json|topology\.safetensors)\.\d+\.tmp")
 
 
 def refuse_existing(directory: Path) -> None:

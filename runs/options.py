@@ -30,11 +30,8 @@ else:  # a file in that folder is a bench
 
 
 @dataclass(frozen=True)
-class Train:
-    """Train a sparse agent. Interrupt it with Ctrl-C at any time and continue with `sparse-agents resume`.
-
-    Settings left out come from --preset, and those of the topology from --topology.
-    """
+class _OneAgent:
+    """Which agent, on what."""
 
     algo: tyro.conf.Positional[Literal["td3"]]
     """What learns."""
@@ -50,8 +47,16 @@ class Train:
     """Environment steps in all."""
     seed: int = 0
     """Seed of everything that is drawn."""
+    topology_from: Annotated[Path | None, _left_out("PATH")] = None
+    """Directory of the finished run whose last topology --topology final-topology takes."""
     out: Annotated[Path | None, _left_out("PATH")] = None
     """Run directory, new or empty. Default: results/ENV/TOPOLOGY-SPARSITY-seedSEED."""
+
+
+@dataclass(frozen=True)
+class AgentFlags:
+    """How agents are made and trained; whatever is left out comes from the preset or the topology."""
+
     actor_sparsity: Annotated[float | None, _left_out("FLOAT")] = None
     """Sparsity of the actor alone."""
     critic_sparsity: Annotated[float | None, _left_out("FLOAT")] = None
@@ -86,6 +91,8 @@ class Train:
     """Standard deviation of the exploration noise, in units of half the action range."""
     hidden: Annotated[str | None, _left_out("LIST", _PRESET)] = None
     """Hidden layer widths, comma list: 256,256."""
+    norm: Literal["none", "layer"] = "none"
+    """Normalisation before each ReLU of actor and critics."""
     device: str = "auto"
     """cpu, cuda, or auto."""
     backend: str = "auto"
@@ -98,6 +105,16 @@ class Train:
     """Episodes of each evaluation."""
     checkpoint_every: int = 10_000
     """Environment steps between two checkpoints: what a kill can cost at most."""
+    final_episodes: int = 0
+    """Fresh episodes that the final policy plays at the end, seeded from 10,000 on as by `evaluate`."""
+
+
+@dataclass(frozen=True)
+class Train(AgentFlags, _OneAgent):
+    """Train a sparse agent. Interrupt it with Ctrl-C at any time and continue with `sparse-agents resume`.
+
+    Settings left out come from --preset, and those of the topology from --topology.
+    """
 
 
 @dataclass(frozen=True)

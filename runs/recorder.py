@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
 
 from runs.metrics import MetricsFile
 from runs.progress import TrainingBar
 from runs.scoring import Scorer
 from runs.settings import Settings
+from runs.topology_records import dormant_shares, explored_at_first, replaced_and_explored
 
 SHOW_EVERY = 0.2  # seconds between two updates of the bar
 
@@ -38,6 +40,14 @@ class Journal:
     """Step of the last checkpoint."""
     changes: int = 0
     """Topology changes written down."""
+    course: list[list[float]] = field(default_factory=list)
+    """[step, share of connections replaced, share of positions ever connected] of every topology change."""
+    explored: dict[str, Tensor] = field(default_factory=dict)
+    """Per layer that can change, flat positions that ever held a connection, ascending."""
+    dormant: list[list[Any]] = field(default_factory=list)
+    """[step, share of dormant neurons by network] of every evaluation."""
+    curve_seconds: list[list[float]] = field(default_factory=list)
+    """[step, seconds of training until then] of every evaluation."""
     metrics_offset: int = 0
     seconds: float = 0.0
     evaluation_seconds: float = 0.0
@@ -85,6 +95,9 @@ class Recorder(BaseCallback):
         if self._start is None:
             self._start = self.model.num_timesteps
             self._began = time.perf_counter()
+            if not self.journal.explored:
+                model: Any = self.model
+                self.journal.explored = explored_at_first(model)
         self._boundary(last=False)
 
     def _on_training_end(self) -> None:
@@ -108,18 +121,32 @@ class Recorder(BaseCallback):
         if model.changes > self.journal.changes:
             self.journal.changes = model.changes
             replaced = {name: change.grown.numel() for name, change in model.last_rewirings.items()}
-            self._metrics.write("topology", step, change=model.changes, replaced=replaced)
+            shares = replaced_and_explored(model.last_rewirings, self.journal.explored)
+            self.journal.course.append([step, *shares])
+            self._metrics.write(
+                "topology", step, change=model.changes, replaced=replaced, replaced_share=shares[0],
+                explored_share=shares[1],
+            )  # fmt: skip
 
     def _evaluate(self, step: int) -> None:
-        began = time.perf_counter()
-        score = self._scorer.score(self.model)
-        took = time.perf_counter() - began
+        self._account()
+        model: Any = self.model
+        score = self._scorer.score(model)
         journal = self.journal
+        dormant = dormant_shares(model)
+        took = time.perf_counter() - self._clock
         journal.evaluation_seconds += took
         journal.evaluated = step
         journal.last_score = score.as_dict()
         journal.curve.append([step, score.mean])
-        self._metrics.write("eval", step, **score.as_dict(), returns=list(score.returns), measured={"seconds": took})
+        journal.dormant.append([step, dormant])
+        journal.curve_seconds.append([step, journal.seconds])
+        self._metrics.write(
+            "eval", step, **score.as_dict(), returns=list(score.returns), dormant=dormant,
+            measured={"seconds": took, "training_seconds": journal.seconds},
+        )  # fmt: skip
+        for name, share in dormant.items():
+            self.logger.record(f"dormant/{name}", share)
         self.logger.record("eval/mean_return", score.mean)
         self.logger.record("eval/std_return", score.std)
         self.logger.dump(step)

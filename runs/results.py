@@ -6,14 +6,17 @@ from typing import Any
 
 from agents import SparseTD3
 from agents.costs import training_cost, training_memory
+from runs.recorder import Journal
+from runs.scoring import FRESH_SEED, Score
 from runs.settings import Settings
+from runs.topology_records import degree_histograms, input_connections
 from sparse_core import meters
 
 FORMAT = "sparse-agents-result"
 
 
 def result(
-    model: SparseTD3, settings: Settings, last: dict[str, Any], curve: list[list[float]], measured: dict[str, Any]
+    model: SparseTD3, settings: Settings, journal: Journal, final: Score | None, measured: dict[str, Any]
 ) -> dict[str, Any]:
     """The result of a finished run; whatever two identical runs may differ in is under `measured`."""
     networks = {"actor": model.actor} | {f"critic.qf{index}": q for index, q in enumerate(model.critic.q_networks)}
@@ -30,6 +33,7 @@ def result(
         "env": settings.env,
         "topology": settings.topology,
         "preset": settings.preset,
+        "norm": settings.norm,
         "seed": settings.seed,
         "steps": settings.steps,
         "updates": model._n_updates,
@@ -40,8 +44,13 @@ def result(
         "nnz": {name: count.nnz for name, count in counts.items()},
         "nnz_total": sum(count.nnz for count in counts.values()),
         "backends": model.backends,
-        "eval": last,
-        "curve": curve,
+        "eval": journal.last_score,
+        "curve": journal.curve,
+        "final": None if final is None else final.as_dict() | {"seed": FRESH_SEED, "returns": list(final.returns)},
+        "dormant": journal.dormant,
+        "topology_course": journal.course,
+        "degrees": degree_histograms(model),
+        "input_connections": input_connections(model),
         "train_flops": training_cost(model, model._n_updates, settings.steps),
         "bytes": {
             "parameters": memory.parameters,

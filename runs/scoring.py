@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 import envs
 
 EVALUATION_SEED = 100  # added to a run's seed, as in the DS-TD3 and TD3 releases
+FRESH_SEED = 10_000  # of episodes that no training has seen
 TOGETHER = 10  # environments stepped with one forward pass
 
 

@@ -9,6 +9,7 @@ from agents.options import SparseOptions
 from agents.presets import AGENT_PRESETS
 from runs.options import Train
 from runs.values import check_device, check_threads, parse_list, settings_in
+from sparse_core import PRESETS
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Settings:
     period: int
     capture_batches: int
     hidden: list[int]
+    norm: str
     learning_rate: float
     weight_decay: float
     learning_starts: int
@@ -50,6 +52,8 @@ class Settings:
     eval_every: int
     eval_episodes: int
     checkpoint_every: int
+    final_episodes: int
+    topology_from: str | None
 
     @classmethod
     def resolve(cls, options: Train) -> Settings:
@@ -95,7 +99,8 @@ class Settings:
             target_policy_noise=preset.target_policy_noise, target_noise_clip=preset.target_noise_clip,
             device=check_device(options.device), backend=options.backend,
             threads=options.threads,
-            checkpoint_every=options.checkpoint_every,
+            checkpoint_every=options.checkpoint_every, norm=options.norm, final_episodes=options.final_episodes,
+            topology_from=None if options.topology_from is None else str(options.topology_from.expanduser().absolute()),
             **{name: chosen(name) for name in _FROM_PRESET},
         )  # fmt: skip
         settings.check()
@@ -104,7 +109,8 @@ class Settings:
     @classmethod
     def from_config(cls, config: dict[str, Any], where: str) -> Settings:
         """The settings in a `config.json`, or a `UserError` for a damaged or foreign one."""
-        settings = cls(**settings_in(config, where, "sparse-agents run", ("sparse-agents-run", 1), get_type_hints(cls)))
+        form = ("sparse-agents-run", 1)
+        settings = cls(**settings_in(config, where, "sparse-agents run", form, get_type_hints(cls), _LATER))
         settings.check()
         return settings
 
@@ -121,7 +127,16 @@ class Settings:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_starts", "seed", "learning_rate", "weight_decay", "action_noise"):
+        if self.norm not in ("none", "layer"):
+            raise ValueError(f"`norm` must be none or layer, got {self.norm!r}")
+        if (self.topology_from is not None) != PRESETS[self.topology].given:
+            raise ValueError(
+                f"`topology` {self.topology!r} and `topology_from` {self.topology_from!r} do not go together; "
+                "give --topology final-topology and, with --topology-from, the run whose last topology it takes"
+            )
+        for name in (
+            "learning_starts", "seed", "learning_rate", "weight_decay", "action_noise", "final_episodes",
+        ):  # fmt: skip
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"`{name}` must be a finite number ≥ 0, got {getattr(self, name)}")
         check_threads(self.threads)
@@ -135,6 +150,8 @@ class Settings:
         return asdict(self)
 
 
+_LATER = {"norm": "none", "final_episodes": 0, "topology_from": None}
+"""Settings that runs of earlier versions do not have, with what held then."""
 _FROM_PRESET = (
     "learning_rate", "weight_decay", "learning_starts", "batch_size", "buffer_size", "action_noise",
     "eval_every", "eval_episodes",

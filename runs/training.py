@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,9 @@ from runs.building import agent_state, build, restore_agent, start_learning
 from runs.checkpoints import Checkpoint, CheckpointStore
 from runs.directories import refuse_existing, stop_signals, warn_of_changes
 from runs.failure import UserError
-from runs.files import read_json, write_json, writing
+from runs.files import write_json, writing
+from runs.given_topology import write_topologies
+from runs.loading import last_topologies, read_config, rebuild
 from runs.lock import RunLock
 from runs.machine import command, commit, machine, versions
 from runs.metrics import MetricsFile
@@ -24,19 +27,21 @@ from runs.options import Resume, Train
 from runs.progress import TrainingBar
 from runs.recorder import Interrupted, Journal, Recorder
 from runs.results import result, total_sparsity
-from runs.scoring import EVALUATION_SEED, Scorer
+from runs.scoring import EVALUATION_SEED, FRESH_SEED, Score, Scorer
 from runs.settings import Settings
 from runs.snapshot import pack, unpack
 from runs.tensorboard import tensorboard_logger
 from runs.values import check_device
-from sparse_core import BACKENDS
-from sparse_core.crossover import AUTO
 
 
 def train(options: Train) -> int:
     """Begin a run in a new directory and train it to its end."""
     settings = Settings.resolve(options)
-    directory = default_directory(settings) if options.out is None else options.out
+    return begin(settings, default_directory(settings) if options.out is None else options.out)
+
+
+def begin(settings: Settings, directory: Path, backends: Mapping[str, str] | None = None) -> int:
+    """Begin a run with these settings; with `backends` that were settled before, else it settles its own."""
     refuse_existing(directory)
     if settings.steps <= settings.learning_starts:
         print(
@@ -44,12 +49,16 @@ def train(options: Train) -> int:
             "learned; lower --learning-starts or raise --steps",
             file=sys.stderr,
         )
-    model = build(settings)
+    source = settings.topology_from
+    given = None if source is None else last_topologies(Path(source))
+    model = build(settings, backends, given)
     then = "run the command again"
     with writing(directory, then):
         directory.mkdir(parents=True, exist_ok=True)
     with RunLock(directory):
         refuse_existing(directory)
+        if given is not None:
+            write_topologies(directory, given, then)
         write_json(directory / "config.json", config(settings, model.backends), then)
         return _train(directory, settings, model, _store(directory), None)
 
@@ -88,38 +97,6 @@ def config(settings: Settings, backends: dict[str, str]) -> dict[str, Any]:
         "command": command(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def read_config(directory: Path) -> tuple[Settings, dict[str, Any]]:
-    """The settings of a run directory and the whole of its `config.json`."""
-    if not directory.is_dir():
-        raise UserError(f"{directory} is not a directory; give the directory of a run")
-    written = read_json(directory / "config.json", "config of a run")
-    settings = Settings.from_config(written, str(directory / "config.json"))
-    if "backends" not in written and settings.backend != AUTO:  # a run from before layers were settled one by one
-        written = {**written, "backends": None}
-    else:
-        _check_backends(written.get("backends"), directory / "config.json")
-    return settings, written
-
-
-def rebuild(directory: Path, settings: Settings, written: dict[str, Any]) -> SparseTD3:
-    """A new agent like that of a run directory, with the backends that its `config.json` holds."""
-    try:
-        return build(settings, written["backends"])
-    except ValueError as error:
-        raise UserError(f"{directory / 'config.json'} describes no agent that can be made: {error}") from error
-
-
-def _check_backends(backends: Any, where: Path) -> None:
-    """Raise a `UserError` unless these are backends by layer name; whether the layers exist, `build` finds out."""
-    then = "restore the file as the run wrote it"
-    if not isinstance(backends, dict):
-        raise UserError(f"{where} does not say what multiplies in each layer (`backends`); {then}")
-    known = [name for name in BACKENDS if name != AUTO]
-    unknown = [f"{layer} = {name!r}" for layer, name in backends.items() if name not in known]
-    if unknown:
-        raise UserError(f"{where} has unknown backends ({', '.join(unknown)}; known: {', '.join(known)}); {then}")
 
 
 def _store(directory: Path) -> CheckpointStore:
@@ -183,9 +160,9 @@ def _finish(directory: Path, settings: Settings, model: SparseTD3, journal: Jour
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "directory": str(directory),
+        "curve_seconds": journal.curve_seconds,
     }
-    assert journal.last_score is not None
-    outcome = result(model, settings, journal.last_score, journal.curve, measured)
+    outcome = result(model, settings, journal, _final_score(settings, model), measured)
     write_json(directory / "result.json", outcome, f"`sparse-agents resume {directory}`")
     print(
         f"{settings.steps} steps, {outcome['nnz_total']:,} connections (sparsity {outcome['sparsity']:.4f}), "
@@ -193,6 +170,17 @@ def _finish(directory: Path, settings: Settings, model: SparseTD3, journal: Jour
         f"over {outcome['eval']['episodes']} episodes: {directory}"
     )
     return 0
+
+
+def _final_score(settings: Settings, model: SparseTD3) -> Score | None:
+    """Of fresh episodes, if there are to be any."""
+    if not settings.final_episodes:
+        return None
+    scorer = Scorer(settings.env, settings.final_episodes, FRESH_SEED)
+    try:
+        return scorer.score(model)
+    finally:
+        scorer.close()
 
 
 def _close_tensorboard(logger: Logger, then: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from types import UnionType
+from collections.abc import Mapping
+from types import MappingProxyType, UnionType
 from typing import Any, get_args, get_origin
 
 import torch
@@ -23,7 +24,12 @@ def of_kind(value: Any, kind: Any) -> bool:
 
 
 def settings_in(
-    config: dict[str, Any], where: str, kind: str, form: tuple[str, int], hints: dict[str, Any]
+    config: dict[str, Any],
+    where: str,
+    kind: str,
+    form: tuple[str, int],
+    hints: dict[str, Any],
+    later: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The settings in a `config.json`, all there and of their kinds; a `UserError` for a damaged or foreign file.
 
@@ -33,6 +39,7 @@ def settings_in(
         kind: what a config of this `form` is of, for people.
         form: its `format` and `version`.
         hints: the type of each setting by name.
+        later: settings that files of earlier versions lack, with the value that held then.
     """
     then = "restore the file as the run wrote it"
     given = config.get("settings")
@@ -43,6 +50,7 @@ def settings_in(
             f"{where} has version {config.get('version')!r}, this program reads {form[1]}; "
             "use the program it was made with"
         )
+    given = {**later, **given}
     if set(given) != set(hints):
         wrong = ", ".join(sorted(set(hints) ^ set(given)))
         raise UserError(f"{where} has missing or unknown settings ({wrong}); {then}")

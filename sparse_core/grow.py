@@ -14,21 +14,24 @@ Choice = Callable[[LayerView, int], Tensor]
 
 
 class GrowRule(NamedTuple):
-    """A grow rule, and whether it needs captured inputs and output gradients, or the importance of connections."""
+    """A grow rule, whether it needs captured batches or importance, and whether it grows what was just dropped."""
 
     choose: Choice
     needs_capture: bool
     needs_importance: bool
+    in_place: bool = False
 
 
 GROW_RULES: Registry[GrowRule] = Registry("grow rule")
 
 
-def grow_rule(name: str, *, needs_capture: bool = False, needs_importance: bool = False) -> Callable[[Choice], Choice]:
-    """Decorator: the function is the grow rule `name` from now on."""
+def grow_rule(
+    name: str, *, needs_capture: bool = False, needs_importance: bool = False, in_place: bool = False
+) -> Callable[[Choice], Choice]:
+    """Decorator: the function is the grow rule `name` from now on; one that is `in_place` wants `regrow="fresh"`."""
 
     def register(choose: Choice) -> Choice:
-        GROW_RULES.add(name, GrowRule(choose, needs_capture, needs_importance))
+        GROW_RULES.add(name, GrowRule(choose, needs_capture, needs_importance, in_place))
         return choose
 
     return register
@@ -50,3 +53,11 @@ def steepest(view: LayerView, count: int) -> Tensor:
 def between_important_neurons(view: LayerView, count: int) -> Tensor:
     """Grow between the most important neurons, by the product of both ends (SpaceNet, arXiv:2007.07617), streamed."""
     return view.most_important_pairs(count)
+
+
+@grow_rule("in-place", in_place=True)
+def where_it_was(view: LayerView, count: int) -> Tensor:
+    """Grow what was just dropped, anew: weights are refreshed, the topology stays. The control for every other rule."""
+    if view.dropped is None or view.dropped.numel() != count:
+        raise RuntimeError("growth in place needs what this change has dropped; let a `Sparsifier` run the rule")
+    return view.dropped

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sparse_core.grow import GROW_RULES
 from sparse_core.registry import Registry
 from sparse_core.topology import Regrow
 
@@ -25,6 +26,13 @@ class Preset:
     init: str = "torch"
     dense: bool = False
     """The dense baseline: a sparsity other than zero is an error."""
+    given: bool = False
+    """The topology is given, not drawn."""
+
+    @property
+    def searches(self) -> bool:
+        """Whether connections ever come to new places."""
+        return self.grow is not None and not GROW_RULES[self.grow].in_place
 
 
 PRESETS: Registry[Preset] = Registry("topology")
@@ -45,3 +53,14 @@ PRESETS.add(
         drop="magnitude", grow="gradient", drop_fraction=0.3, schedule="cosine", stop=0.75, regrow="kept",
     ),
 )  # fmt: skip
+PRESETS.add(
+    "reset-in-place",
+    Preset(
+        "control: as set, but what is dropped grows where it was, anew: refreshed weights, no search",
+        drop="signed", grow="in-place", drop_fraction=0.3, regrow="fresh",
+    ),
+)  # fmt: skip
+PRESETS.add(
+    "final-topology",
+    Preset("control: the last topology of a finished run, weights drawn anew, never changes", given=True),
+)

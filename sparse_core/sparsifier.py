@@ -84,8 +84,7 @@ class Sparsifier:
             raise ValueError(f"`drop_fraction` must be in [0, 1], got {drop_fraction!r}")
         if not 0 <= stop <= 1:
             raise ValueError(f"`stop` must be a share of the training steps in [0, 1], got {stop!r}")
-        if regrow not in ("no", "kept", "fresh"):
-            raise ValueError(f"`regrow` must be 'no', 'kept' or 'fresh', got {regrow!r}")
+        _check_regrow(regrow, grow)
         if min(capture_batches, capture_stride) < 1:
             got = f"{capture_batches} and {capture_stride}"
             raise ValueError(f"`capture_batches` and `capture_stride` must be at least 1, got {got}")
@@ -239,9 +238,9 @@ class Sparsifier:
         after = view
         if self.regrow != "no":
             free = ~among(view.blocked, view.positions[dropped])
-            after = replace(view, blocked=view.blocked[free])
-            # Constraints may forbid the very positions that were dropped.
-            if after.vacant_count < count:
+            after = replace(view, blocked=view.blocked[free], dropped=view.positions[dropped])
+            # Constraints may forbid the very positions that were dropped. In place nothing comes that was not there.
+            if after.vacant_count < count and not self._grow.in_place:
                 count = view.vacant_count
                 dropped, after = self._drop.choose(view, count), view
         grown = self._grow.choose(after, count)
@@ -341,6 +340,13 @@ class Sparsifier:
             if capture is not None:
                 device = self.layers[name].values.device
                 capture.load([(batch, inputs.to(device), given.to(device)) for batch, inputs, given in pairs])
+
+
+def _check_regrow(regrow: Regrow, grow: str | None) -> None:
+    if regrow not in ("no", "kept", "fresh"):
+        raise ValueError(f"`regrow` must be 'no', 'kept' or 'fresh', got {regrow!r}")
+    if grow is not None and GROW_RULES[grow].in_place and regrow != "fresh":
+        raise ValueError(f"grow rule {grow!r} grows what was dropped, anew; give `regrow='fresh'`, got {regrow!r}")
 
 
 def _matching_layers(layers: Mapping[str, SparseLinear], follower: nn.Module) -> dict[str, SparseLinear]:

@@ -53,6 +53,7 @@ def sparsify(
     conv_unit: Unit = "weight",
     init: str = "torch",
     generator: torch.Generator | None = None,
+    topologies: Mapping[str, Topology] | None = None,
     backend: str = "gemm",
 ) -> nn.Module:
     """Swap a model's linear layers and convolutions for sparse ones, in place; the whole model has exactly `sparsity`.
@@ -72,29 +73,29 @@ def sparsify(
             whole: where no other layer can make up for it, the total is off by at most half a kernel.
         init: `"torch"` keeps the weights as they are, `"fan-in"` scales them for the actual fan-in.
         generator: draws the topologies, layer by layer; torch's global one by default.
+        topologies: by layer name, of every layer that becomes sparse, instead of drawn ones; of the counts that
+            `sparsity` and `distribution` give.
         backend: see `SparseLinear`.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: for a sparsity that cannot be met, or globs that name nothing.
+        ValueError: for a sparsity that cannot be met, globs that name nothing, or topologies that do not fit.
     """
     chosen = plan(
         model, sparsity, distribution=distribution, include=include, exclude=exclude, dense=dense, conv_unit=conv_unit
     )
     generator = torch.default_generator if generator is None else generator
+    wanted = _wanted(model, chosen)
+    if topologies is not None:
+        _check_topologies(topologies, wanted)
     for name, reason in chosen.skipped.items():
         logger.info("%s stays dense: %s", name or "the model", reason)
-    for name, count in chosen.counts.items():
+    for name, (shape, count) in wanted.items():
         dense_layer = model.get_submodule(name)
         assert isinstance(dense_layer, nn.Linear | nn.Conv2d)
-        if count == dense_layer.weight.numel():
-            continue
-        each = chosen.kernels.get(name, 1)
-        outputs = dense_layer.weight.shape[0]
-        shape = (outputs, dense_layer.weight.numel() // (outputs * each))
-        topology = Topology.random(shape, count // each, generator)
+        topology = Topology.random(shape, count, generator) if topologies is None else topologies[name]
         layer = _sparse(dense_layer, topology, conv_unit, init, backend)
         if not name:
             return layer
@@ -107,6 +108,31 @@ def sparsify(
         if isinstance(module, nn.TransformerEncoder) and sparse_layers(module):
             module.use_nested_tensor = False  # the same fast path, one level up
     return model
+
+
+def _wanted(model: nn.Module, chosen: Plan) -> dict[str, tuple[tuple[int, int], int]]:
+    """Shape and number of connections of every layer that becomes sparse; a full one stays as it is."""
+    wanted = {}
+    for name, count in chosen.counts.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Linear | nn.Conv2d)
+        each, (outputs, cells) = chosen.kernels.get(name, 1), (layer.weight.shape[0], layer.weight.numel())
+        if count != cells:
+            wanted[name] = (outputs, cells // (outputs * each)), count // each
+    return wanted
+
+
+def _check_topologies(topologies: Mapping[str, Topology], wanted: Mapping[str, tuple[tuple[int, int], int]]) -> None:
+    if set(topologies) != set(wanted):
+        wrong = ", ".join(sorted(set(topologies) ^ set(wanted)))
+        raise ValueError(f"`topologies` must name every layer that becomes sparse and no other; differing: {wrong}")
+    for name, (shape, count) in wanted.items():
+        given = topologies[name]
+        if given.shape != shape or given.nnz != count:
+            raise ValueError(
+                f"`topologies` gives {name!r} {given.nnz} connections of shape {given.shape}, where sparsity and "
+                f"distribution ask for {count} of shape {shape}; give them as they were where the topology comes from"
+            )
 
 
 def _sparse(layer: nn.Linear | nn.Conv2d, topology: Topology, conv_unit: Unit, init: str, backend: str) -> SparseLinear:

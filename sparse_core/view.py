@@ -39,6 +39,7 @@ class LayerView:
     capture: Capture | None = None
     constraint: Constraint = Constraint()
     signals: Signals | None = None
+    dropped: Tensor | None = None  # flat positions, ascending, that this change has dropped; None while it chooses them
 
     @property
     def importance(self) -> Signals:

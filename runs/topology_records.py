@@ -1,0 +1,113 @@
+"""What a run says about its topology: how far it searched, whom it feeds, and which neurons sleep."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agents import SparseTD3
+from sparse_core import SparseLinear, sparse_layers
+from sparse_core.draws import among
+from sparse_core.sparsifier import Rewirings
+
+ROWS = 512  # transitions on which neurons are looked at
+DORMANT = 0.1  # of the mean activity of a layer
+
+
+def explored_at_first(model: SparseTD3) -> dict[str, Tensor]:
+    """Per sparse layer, flat positions that hold a connection now, ascending; nothing where none ever move."""
+    if not model.sparse_options.moves:
+        return {}
+    return {
+        f"{owner}.{name}": layer.topology.positions
+        for owner, network in (("critic", model.critic), ("actor", model.actor))
+        for name, layer in sparse_layers(network).items()
+    }
+
+
+def replaced_and_explored(rewirings: Rewirings, explored: dict[str, Tensor]) -> tuple[float, float]:
+    """Connections replaced / movable ones, and positions ever connected / possible (ITOP's rate, arXiv:2102.02887).
+
+    Both over all layers of one change, whose new positions `explored` takes in.
+    """
+    grown = movable = seen = cells = 0
+    for name, change in rewirings.items():
+        known = explored.get(name, change.before)
+        explored[name] = torch.cat([known, change.grown[~among(change.grown, known)]]).sort().values
+        grown, movable = grown + change.grown.numel(), movable + change.after.numel()
+        seen, cells = seen + explored[name].numel(), cells + change.shape[0] * change.shape[1]
+    return grown / max(movable, 1), seen / max(cells, 1)
+
+
+@torch.no_grad()
+def dormant_shares(model: SparseTD3) -> dict[str, float]:
+    """Share of hidden neurons that are dormant, of the actor and of the critics; nothing without experience.
+
+    A neuron is, whose mean activity is at most 0.1 of its layer's mean (Sokar et al. 2023, arXiv:2302.12902). Looked
+    at on up to 512 transitions, evenly spaced over the replay buffer: nothing is drawn.
+    """
+    buffer = model.replay_buffer
+    if buffer is None or not buffer.size():
+        return {}
+    places = np.unique(np.linspace(0, buffer.size() - 1, ROWS).astype(np.int64))
+    observations, actions = (
+        torch.from_numpy(rows[places].reshape(len(places), -1)).float().to(model.device)
+        for rows in (buffer.observations, buffer.actions)
+    )
+    both = torch.cat([observations, actions], dim=1)
+    critics = [_dormant(network, both) for network in model.critic.q_networks]
+    found = {"actor": [_dormant(model.actor.mu, observations)], "critic": critics}
+    return {
+        name: sum(dormant for dormant, _ in counts) / max(sum(neurons for _, neurons in counts), 1)
+        for name, counts in found.items()
+    }
+
+
+def _dormant(network: nn.Module, inputs: Tensor) -> tuple[int, int]:
+    """Dormant neurons and all neurons after the ReLUs of a chain of layers."""
+    dormant = neurons = 0
+    for module in network.children():
+        inputs = module(inputs)
+        if isinstance(module, nn.ReLU):
+            activity = inputs.abs().mean(0)
+            dormant += int((activity <= DORMANT * activity.mean()).sum())
+            neurons += activity.numel()
+    return dormant, neurons
+
+
+def _layers(model: SparseTD3) -> dict[str, SparseLinear | nn.Linear]:
+    """Layers by the names that `result.json` gives them, in order."""
+    networks: dict[str, nn.Module] = {"actor.mu": model.actor.mu}
+    networks |= {f"critic.qf{index}": network for index, network in enumerate(model.critic.q_networks)}
+    return {
+        f"{name}.{own}": layer
+        for name, network in networks.items()
+        for own, layer in network.named_children()
+        if isinstance(layer, SparseLinear | nn.Linear)
+    }
+
+
+def degree_histograms(model: SparseTD3) -> dict[str, dict[str, list[list[int]]]]:
+    """Per sparse layer, how many neurons have how many connections: `fan_in` of outputs, `fan_out` of inputs."""
+    return {
+        name: {"fan_in": _histogram(layer.topology.fan_in), "fan_out": _histogram(layer.topology.fan_out)}
+        for name, layer in _layers(model).items()
+        if isinstance(layer, SparseLinear)
+    }
+
+
+def _histogram(degrees: Tensor) -> list[list[int]]:
+    values, counts = degrees.unique(return_counts=True)
+    return torch.stack([values, counts], dim=1).tolist()
+
+
+def input_connections(model: SparseTD3) -> dict[str, list[int]]:
+    """Connections out of each input, per network; a critic's inputs are observations, then actions."""
+    found: dict[str, list[int]] = {}
+    for name, layer in _layers(model).items():
+        network = name.rpartition(".")[0].removesuffix(".mu")
+        if network not in found:  # its first layer
+            full = [layer.out_features] * layer.in_features
+            found[network] = layer.topology.fan_out.tolist() if isinstance(layer, SparseLinear) else full
+    return found
