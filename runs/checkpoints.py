@@ -143,6 +143,13 @@ class CheckpointStore:
             self._prune(step)
         return folder
 
+    def drop_replay(self) -> None:
+        """Write the newest checkpoint anew without its replay rows: of a run that has come to its end."""
+        folders = self._newest()
+        if folders and unpack_manifest(folders[max(folders)] / _STATE)[0].get("replay") is not None:
+            last = self.load(replay=False)
+            self.save(last.step, last.tensors, last.state)
+
     def rewind(self, step: int) -> None:
         """Remove the checkpoints of steps after `step`: the run goes on from there."""
         with writing(self.directory, self._then):

@@ -6,12 +6,14 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import tyro
 
 from runs.failure import UserError
 from runs.options import Bench, Command, Continual, Demo, Evaluate, Export, List, Resume, Train
+from runs.studies.options import Compare, CompareContinual
 
 DESCRIPTION = """Neural networks that are never dense: train, resume, evaluate and export sparse agents.
 
@@ -25,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Command,
         prog="sparse-agents",
         description=DESCRIPTION,
-        args=arguments,
+        args=_which_compare(sys.argv[1:] if arguments is None else arguments),
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
     )
     _announce()
@@ -47,6 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
 
 
+def _which_compare(arguments: Sequence[str]) -> list[str]:
+    """`compare` with strategies compares continual learners, whose flags are others."""
+    first, *rest = arguments or [""]
+    learners = first == "compare" and any(word.partition("=")[0] == "--strategies" for word in rest)
+    return ["compare-continual", *rest] if learners else list(arguments)
+
+
 def _announce() -> None:
     """Show on standard error what the core has to say about things that take seconds."""
     shown = logging.StreamHandler()
@@ -60,42 +69,25 @@ def _fail(message: str, code: int = 2) -> int:
     return code
 
 
+_HANDLERS = {
+    Train: "runs.training:train",
+    Continual: "runs.continual.running:continual",
+    Resume: "runs.resuming:resume",
+    Compare: "runs.studies.command:compare",
+    CompareContinual: "runs.studies.command:compare_learners",
+    Evaluate: "runs.evaluation:evaluate",
+    Export: "runs.export:export",
+    List: "runs.listing:show",
+    Demo: "runs.demo:demo",
+    Bench: "runs.bench.command:bench",
+}
+
+
 def _run(options: Any) -> int:
     """Each command imports only what it needs."""
-    match options:
-        case Train():
-            from runs.training import train
-
-            return train(options)
-        case Continual():
-            from runs.continual.running import continual
-
-            return continual(options)
-        case Resume():
-            from runs.resuming import resume
-
-            return resume(options)
-        case Evaluate():
-            from runs.evaluation import evaluate
-
-            return evaluate(options)
-        case Export():
-            from runs.export import export
-
-            return export(options)
-        case List():
-            from runs.listing import show
-
-            return show(options)
-        case Demo():
-            from runs.demo import demo
-
-            return demo(options)
-        case Bench():
-            from runs.bench.command import bench
-
-            return bench(options)
-    raise AssertionError(options)
+    module, _, function = _HANDLERS[type(options)].partition(":")
+    code: int = getattr(import_module(module), function)(options)
+    return code
 
 
 if __name__ == "__main__":

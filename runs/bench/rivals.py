@@ -18,6 +18,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents import SparseTD3
 from runs.bench.timing import Contestant
+from runs.small_dense import small_hidden
 from sparse_core import sparse_layers
 from sparse_core.meters import nnz
 
@@ -152,16 +153,7 @@ def weights(agent: SparseTD3) -> int:
 
 def small_width(wanted: int, observations: int = OBSERVATIONS, actions: int = ACTIONS) -> int:
     """Width h of the dense agent (h-h actor, two h-h critics) whose number of weights is nearest to `wanted`."""
-
-    def count(width: int) -> int:
-        actor = observations * width + width * width + width * actions
-        critic = (observations + actions) * width + width * width + width
-        return actor + 2 * critic
-
-    width = 1
-    while count(width + 1) <= wanted:
-        width += 1
-    return width if wanted - count(width) <= count(width + 1) - wanted else width + 1
+    return small_hidden([1, 1], wanted, observations, actions)[0]
 
 
 def backend_of(agent: SparseTD3) -> str:

@@ -28,7 +28,11 @@ _UNUSED = ("gymnasium", "mujoco", "stable-baselines3")
 def continual(options: Continual) -> int:
     """Begin a run in a new directory and see it to its end; nothing is written before all of it is known to be."""
     settings = Settings.resolve(options)
-    directory = default_directory(settings) if options.out is None else options.out
+    return begin(settings, default_directory(settings) if options.out is None else options.out)
+
+
+def begin(settings: Settings, directory: Path) -> int:
+    """Begin a run with these settings."""
     refuse_existing(directory)
     with _getting_ready(settings):
         from runs.continual.whole import Run

@@ -12,6 +12,7 @@ from continual.learner import OPTIMIZERS
 from continual.ledger import POLICIES
 from continual.normalisation import NORMS
 from runs.options import Continual
+from runs.seeds import parse_seeds
 from runs.values import check_device, check_threads, parse_list, settings_in
 from sparse_core import BACKENDS
 from sparse_core.crossover import AUTO
@@ -54,8 +55,8 @@ class Settings:
         """Flags with every list read; a `ValueError` says what cannot be."""
         device = check_device(options.device)
         settings = cls(
-            strategy=options.strategy, benchmark=options.benchmark, seeds=_seeds(options.seeds), tasks=options.tasks,
-            class_order=options.class_order, hidden=_widths(options.hidden, "hidden", "400,400"),
+            strategy=options.strategy, benchmark=options.benchmark, seeds=parse_seeds(options.seeds),
+            tasks=options.tasks, class_order=options.class_order, hidden=_widths(options.hidden, "hidden", "400,400"),
             channels=_widths(options.channels, "channels", "32,64"), norm=options.norm,
             data_root=_absolute(options.data_root), joint=_absolute(options.joint),
             device=device, threads=options.threads,
@@ -122,19 +123,6 @@ _GIVEN = ("epochs", "batch_size", "isolation", "head", "optimizer", "learning_ra
 def default_directory(settings: Settings) -> Path:
     """results/continual/BENCHMARK/STRATEGY."""
     return Path("results") / "continual" / settings.benchmark / settings.strategy
-
-
-def _seeds(text: str) -> list[int]:
-    """`5` is 0 to 4, `3,7` and `3,` are those."""
-    parts = text.strip().removesuffix(",").split(",")
-    if not all(part.strip().isdecimal() for part in parts) or len(text) > 100_000:
-        raise ValueError(f"`seeds` must be a number of seeds such as 5, or seeds such as 3,7 or 3, — got {text!r}")
-    numbers = [int(part) for part in parts]
-    if "," in text:
-        return numbers
-    if not 1 <= numbers[0] <= 10_000:
-        raise ValueError(f"`seeds` must be from 1 to 10000 runs, or seeds such as 3,7 or 3, — got {text!r}")
-    return list(range(numbers[0]))
 
 
 def _widths(text: str, name: str, example: str) -> list[int]:

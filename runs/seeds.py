@@ -1,0 +1,14 @@
+"""Seeds as people write them."""
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`5` is 0 to 4, `3,7` and `3,` are those; a `ValueError` for anything else."""
+    parts = text.strip().removesuffix(",").split(",")
+    if not all(part.strip().isdecimal() for part in parts) or len(text) > 100_000:
+        raise ValueError(f"`seeds` must be a number of seeds such as 5, or seeds such as 3,7 or 3, — got {text!r}")
+    numbers = [int(part) for part in parts]
+    if "," in text:
+        return numbers
+    if not 1 <= numbers[0] <= 10_000:
+        raise ValueError(f"`seeds` must be from 1 to 10000 runs, or seeds such as 3,7 or 3, — got {text!r}")
+    return list(range(numbers[0]))

@@ -1,0 +1,189 @@
+"""Studies of agents: from flags to arms, what each costs a second, and one run."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+import envs
+from runs.building import build
+from runs.flags import AgentFlags, left_out
+from runs.options import Resume, Train
+from runs.settings import Settings
+from runs.small_dense import agent_weights, small_hidden
+from runs.studies.options import Compare
+from runs.studies.plan import Arm
+from runs.training import begin, resume
+from sparse_core import PRESETS
+
+
+@dataclass(frozen=True)
+class _ArmFlags(AgentFlags):
+    """What an --arm may say: every flag of `train` but those that all runs of a study share."""
+
+    sparsity: Annotated[float | None, left_out("FLOAT")] = None
+    topology: str = "set"
+    preset: str = "td3"
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """An arm before its settings are known."""
+
+    name: str
+    flags: _ArmFlags
+    of: str | None = None
+    as_large_as: float | None = None
+
+
+def arms(options: Compare) -> list[Arm]:
+    """Every arm with its settings in every environment; a `ValueError` says what cannot be."""
+    wanted = _grid(options) + [_given(text, options) for text in options.arm]
+    groups = names_in(options.env, "env")
+    return [_arm(each, groups, options) for each in wanted]
+
+
+def names_in(text: str, what: str) -> list[str]:
+    """A comma list without gaps or repetitions."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise ValueError(f"`{what}` must be a comma list of different names, got {text!r}")
+    return names
+
+
+def _sparsities(text: str) -> list[float]:
+    try:
+        return [float(name) for name in names_in(text, "sparsities")]
+    except ValueError as error:
+        raise ValueError(f"`sparsities` must be a comma list of different numbers in [0, 1), got {text!r}") from error
+
+
+def _grid(options: Compare) -> list[_Wanted]:
+    """Arms in the order of the flags: per preset dense, then every sparsity's small-dense and methods."""
+    presets, methods = names_in(options.presets, "presets"), names_in(options.topologies, "topologies")
+    plain = [method for method in methods if method != "dense"]
+    found = []
+    for preset in presets:
+        prefix = f"{preset}-" if len(presets) > 1 else ""
+        flags = _flags(options, preset=preset)
+        if "dense" in methods:
+            found.append(_Wanted(f"{prefix}dense", replace(flags, topology="dense")))
+        for sparsity in _sparsities(options.sparsities) if plain or options.small_dense else []:
+            if options.small_dense:
+                small = replace(flags, topology="dense")
+                found.append(_Wanted(f"{prefix}small-dense-{sparsity:g}", small, as_large_as=sparsity))
+            for method in plain:
+                found.append(_sparse(method, methods, sparsity, prefix, flags))
+    return found
+
+
+def _sparse(method: str, methods: list[str], sparsity: float, prefix: str, flags: _ArmFlags) -> _Wanted:
+    topology, _, source = method.partition(":")
+    name, of = f"{prefix}{method.replace(':', '-of-')}-{sparsity:g}", None
+    if PRESETS[topology].given:
+        searching = [other for other in methods if ":" not in other and PRESETS[other].searches]
+        source = source or next(iter(searching), "")
+        if source not in searching:
+            raise ValueError(
+                f"topology {method!r} takes the last topology of a method that searches, which must be among "
+                f"`topologies`, too; got {', '.join(methods)}"
+            )
+        of = f"{prefix}{source}-{sparsity:g}"
+    elif source:
+        raise ValueError(
+            f"`topologies` has {method!r}, but {topology!r} takes its topology from nobody; leave {source!r} out"
+        )
+    return _Wanted(name, replace(flags, topology=topology, sparsity=sparsity), of)
+
+
+def _flags(options: Compare, **changes: Any) -> _ArmFlags:
+    shared = {field.name: getattr(options, field.name) for field in fields(AgentFlags)}
+    return _ArmFlags(**{**shared, **changes})
+
+
+def _given(text: str, options: Compare) -> _Wanted:
+    """An --arm: its name, then its own flags over those of the command."""
+    name, *arguments = shlex.split(text) or [""]
+    base = _flags(options, preset=names_in(options.presets, "presets")[0])
+    config = (tyro.conf.OmitArgPrefixes,)
+    flags = tyro.cli(_ArmFlags, prog=f"--arm {name}", args=arguments, default=base, config=config)
+    return _Wanted(name, flags)
+
+
+def _arm(wanted: _Wanted, groups: list[str], options: Compare) -> Arm:
+    settings = {group: _settings(wanted, group, options) for group in groups}
+    method = "small-dense" if wanted.as_large_as is not None else wanted.flags.topology
+    plain = {group: stored(each) for group, each in settings.items()}
+    return Arm(wanted.name, method, plain, of=wanted.of, as_large_as=wanted.as_large_as)
+
+
+def stored(settings: Settings) -> dict[str, Any]:
+    """Settings as a plan holds them: without what differs from seed to seed."""
+    return {name: value for name, value in settings.as_dict().items() if name not in ("seed", "topology_from")}
+
+
+def _settings(wanted: _Wanted, group: str, options: Compare) -> Settings:
+    flags = wanted.flags
+    if wanted.as_large_as is not None:
+        flags = _narrowed(flags, group, options, wanted.as_large_as)
+    given = {field.name: getattr(flags, field.name) for field in fields(_ArmFlags)}
+    # Only a place holder: each run takes it from the run of its own seed.
+    source = Path("/") if wanted.of is not None else None
+    threads = options.threads_per_worker
+    return Settings.resolve(
+        Train(algo="td3", env=group, steps=options.steps, threads=threads, topology_from=source, **given)
+    )
+
+
+def _narrowed(flags: _ArmFlags, group: str, options: Compare, sparsity: float) -> _ArmFlags:
+    """Flags of a dense agent with as many weights as a static one of this sparsity."""
+    sparse = _settings(_Wanted("", replace(flags, topology="static", sparsity=sparsity)), group, options)
+    observations, actions = _widths(group)
+    actor, critic = agent_weights(sparse.hidden, observations, actions)
+    wanted = round((1 - sparse.actor_sparsity) * actor) + 2 * round((1 - sparse.critic_sparsity) * critic)
+    hidden = small_hidden(sparse.hidden, wanted, observations, actions)
+    return replace(flags, hidden=",".join(map(str, hidden)), actor_sparsity=None, critic_sparsity=None)
+
+
+def _widths(env: str) -> tuple[int, int]:
+    """Numbers in an observation and in an action."""
+    environment = envs.make(env)
+    try:
+        spaces = environment.observation_space, environment.action_space
+        observations, actions = (math.prod(space.shape or ()) for space in spaces)
+        return observations, actions
+    finally:
+        environment.close()
+
+
+def settle(arm: Arm, group: str, seed: int) -> dict[str, str]:
+    """What multiplies in every sparse layer of an arm; measured where that was left to us."""
+    model = build(settings_of(arm.settings[group], seed, None))
+    backends = model.backends
+    env = model.get_env()
+    assert env is not None
+    env.close()
+    return backends
+
+
+def settings_of(settings: Mapping[str, Any], seed: int, topology_from: str | None) -> Settings:
+    """The settings of one run; one whose source is not there yet is as a static one."""
+    given = {**settings, "seed": seed, "topology_from": topology_from}
+    if PRESETS[settings["topology"]].given and topology_from is None:
+        given["topology"] = "static"
+    return Settings.from_config(
+        {"format": "sparse-agents-run", "version": 1, "settings": given}, "the plan of the study"
+    )
+
+
+def run(directory: Path, settings: Mapping[str, Any], seed: int, backends: Mapping[str, str], of: str | None) -> int:
+    """Begin or continue one run; the exit code of `train`."""
+    if (directory / "config.json").exists():
+        return resume(Resume(directory))
+    return begin(settings_of(settings, seed, of), directory, backends)

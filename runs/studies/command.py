@@ -1,0 +1,191 @@
+"""`sparse-agents compare`: a grid of runs, done by several processes, continued until all are there."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from runs.directories import stop_signals
+from runs.failure import UserError
+from runs.files import writing
+from runs.lock import RunLock
+from runs.machine import command as this_command
+from runs.machine import commit, machine, versions
+from runs.seeds import parse_seeds
+from runs.studies import agents, learners
+from runs.studies.options import Compare, CompareContinual, StudyFlags
+from runs.studies.plan import FILE, Arm, Study, check_names, folder_name, read_study
+from runs.studies.running import Runner, failures, outcome_counts
+from runs.studies.speed import Speed, measure
+from runs.studies.view import View
+from runs.studies.workers import workers
+from runs.values import check_threads
+
+_SAY = Console(file=sys.stderr, highlight=False)
+
+
+def compare(options: Compare) -> int:
+    """A study of agents."""
+    if options.seconds is not None and not 0 < options.seconds < float("inf"):
+        raise ValueError(f"`seconds` must be a positive number, got {options.seconds}")
+    arms = agents.arms(options)
+    wanted = _study("agents", agents.names_in(options.env, "env"), arms, options, options.seconds)
+    return _compare(wanted, options)
+
+
+def compare_learners(options: CompareContinual) -> int:
+    """A study of continual learners."""
+    groups = agents.names_in(options.benchmark, "benchmark")
+    return _compare(_study("continual", groups, learners.arms(options), options, None), options)
+
+
+def _study(kind: Any, groups: list[str], arms: list[Arm], options: StudyFlags, seconds: float | None) -> Study:
+    check_names([arm.name for arm in arms], "arm")
+    check_names([folder_name(group) for group in groups], "group")
+    check_threads(options.threads_per_worker)
+    if options.workers is not None and options.workers < 1:
+        raise ValueError(f"`workers` must be at least 1, got {options.workers}")
+    seeds = parse_seeds(options.seeds)
+    return Study(kind, groups, arms, seeds, [this_command()], seconds, versions(), commit(), machine())
+
+
+def _compare(wanted: Study, options: StudyFlags) -> int:
+    directory = options.out
+    known = _known(directory, wanted)
+    whole = wanted if known is None else known.extended(_with_known_steps(wanted, known), directory / FILE)
+    if options.dry_run:
+        _show_plan(whole.narrowed(wanted), options)
+        return 0
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    with RunLock(directory), stop_signals("moment", silent=_SAY.is_terminal) as stop:
+        whole = _settled(whole, stop)
+        if stop:
+            return _say_how_to_go_on(directory)
+        if known is None or whole != known:
+            whole.write(directory, "run the command again")
+        return _run(whole.narrowed(wanted), directory, options, stop)
+
+
+def _known(directory: Path, wanted: Study) -> Study | None:
+    """The study that is there; None in a new or empty directory."""
+    if (directory / FILE).exists():
+        return read_study(directory)
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is a file; choose another --out")
+    ours = {"lock", *(folder_name(group) for group in wanted.groups)}
+    others = sorted(path.name for path in directory.iterdir() if path.name not in ours) if directory.is_dir() else []
+    if others:
+        raise UserError(f"{directory} is no study and not empty ({others[0]}); choose another --out")
+    return None
+
+
+def _with_known_steps(wanted: Study, known: Study) -> Study:
+    """Where training time is given, the steps that were found for it before, which are not measured twice."""
+    if wanted.seconds is None:
+        return wanted
+    then = {arm.name: arm for arm in known.arms}
+
+    def steps(arm: Arm) -> Arm:
+        found = then[arm.name].settings if arm.name in then else {}
+        return replace(
+            arm,
+            settings={
+                group: {**each, "steps": found[group]["steps"]} if group in found else each
+                for group, each in arm.settings.items()
+            },
+        )
+
+    return replace(wanted, arms=[steps(arm) for arm in wanted.arms])
+
+
+def _settled(study: Study, stop: list[int]) -> Study:
+    """What must be measured once, measured: backends, and the steps that a given time allows."""
+    if study.kind == "continual":
+        return study
+    arms = []
+    for arm in study.arms:
+        for group in [group for group in arm.settings if group not in arm.backends]:
+            if stop:
+                return study
+            arm = replace(arm, backends={**arm.backends, group: agents.settle(arm, group, study.seeds[0])})
+            if study.seconds is not None:
+                steps = measure(arm, group, study.seeds[0]).steps_in(study.seconds, arm.settings[group])
+                settings = {**arm.settings, group: {**arm.settings[group], "steps": steps}}
+                arm = replace(arm, settings=settings)
+                _SAY.print(f"{group} {arm.name}: {steps:,} steps in {study.seconds:g} seconds")
+        arms.append(arm)
+    return replace(study, arms=arms)
+
+
+def _run(study: Study, directory: Path, options: StudyFlags, stop: list[int]) -> int:
+    cells = list(study.cells())
+    count = options.workers or max(1, (os.cpu_count() or 1) // options.threads_per_worker)
+    with workers(min(count, len(cells)), options.scheduler) as made, View(directory, cells) as view:
+        Runner(study, directory, made, view).finish(cells, options.retry_failed, stop)
+    counts = outcome_counts(directory, cells)
+    _SAY.print(", ".join(f"{number} {state}" for state, number in counts.items() if number) + f" of {len(cells)} runs")
+    if counts["half-done"] or counts["new"]:
+        return _say_how_to_go_on(directory)
+    failed = failures(directory, cells)
+    for cell, error, attempts in failed:
+        print(f"failed ({attempts}×): {cell.name}: {error}", file=sys.stderr)
+    print(f"see `sparse-agents report {directory}`")
+    if failed:
+        raise UserError(f"{len(failed)} of {len(cells)} runs failed; mend it and try them again with --retry-failed")
+    return 0
+
+
+def _say_how_to_go_on(directory: Path) -> int:
+    print(f"stopped; the same command continues the study in {directory}", file=sys.stderr)
+    return 130
+
+
+def _show_plan(study: Study, options: StudyFlags) -> None:
+    """Print the grid with what it will take."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    agents_here = study.kind == "agents"
+    columns = ["group", "arm"]
+    columns += (
+        ["steps", "hidden", "sparsity", "s a run", "MB kept", "MB while it runs"] if agents_here else ["strategy"]
+    )
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("group", "arm", "strategy") else "right")
+    total, kept, passing = 0.0, 0, 0
+    for group in study.groups:
+        for arm in study.arms:
+            settings = arm.settings[group]
+            if not agents_here:
+                table.add_row(group, arm.name, arm.method)
+                continue
+            speed = measure(arm, group, study.seeds[0])
+            if study.seconds is not None:
+                settings = {**settings, "steps": speed.steps_in(study.seconds, settings)}
+            seconds = speed.seconds(settings)
+            total, kept = total + seconds * len(study.seeds), kept + speed.kept_bytes * len(study.seeds)
+            passing = max(passing, speed.replay_bytes)
+            table.add_row(group, arm.name, *_row(settings, seconds, speed))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 140
+    console.print(table)
+    runs = len(list(study.cells()))
+    print(f"{runs} runs: {len(study.groups)} × {len(study.arms)} arms × {len(study.seeds)} seeds")
+    if agents_here:
+        count = options.workers or max(1, (os.cpu_count() or 1) // options.threads_per_worker)
+        print(
+            f"about {total / 3600 / count:.1f} hours with {count} workers (measured one at a time: busy cores are "
+            f"slower), {(kept + count * passing) / 1e6:,.0f} MB of disk"
+        )
+
+
+def _row(settings: dict[str, Any], seconds: float, speed: Speed) -> list[str]:
+    hidden = "-".join(map(str, settings["hidden"]))
+    sizes = [f"{size / 1e6:.1f}" for size in (speed.kept_bytes, speed.replay_bytes)]
+    return [f"{settings['steps']:,}", hidden, f"{settings['sparsity']:g}", f"{seconds:,.0f}", *sizes]

@@ -1,0 +1,58 @@
+"""Studies of continual learners: from flags to arms, and one run."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from runs.continual.running import begin, resume_continual
+from runs.continual.settings import FORMAT, VERSION, Settings
+from runs.files import read_json
+from runs.flags import LearnerFlags
+from runs.options import Continual, Resume
+from runs.studies.agents import names_in
+from runs.studies.options import CompareContinual
+from runs.studies.plan import Arm
+
+
+@dataclass(frozen=True)
+class _ArmFlags(LearnerFlags):
+    """What an --arm may say: every flag of `continual` but those that all runs of a study share."""
+
+    strategy: str = "spacenet"
+
+
+def arms(options: CompareContinual) -> list[Arm]:
+    """Every arm with its settings on every benchmark; a `ValueError` says what cannot be."""
+    shared = {field.name: getattr(options, field.name) for field in fields(LearnerFlags)}
+    base = _ArmFlags(**shared)
+    wanted = [(name, replace(base, strategy=name)) for name in names_in(options.strategies, "strategies")]
+    for text in options.arm:
+        name, *arguments = shlex.split(text) or [""]
+        config = (tyro.conf.OmitArgPrefixes,)
+        wanted.append((name, tyro.cli(_ArmFlags, prog=f"--arm {name}", args=arguments, default=base, config=config)))
+    groups = names_in(options.benchmark, "benchmark")
+    return [
+        Arm(name, flags.strategy, {group: _settings(flags, group, options.threads_per_worker) for group in groups})
+        for name, flags in wanted
+    ]
+
+
+def _settings(flags: _ArmFlags, group: str, threads: int) -> dict[str, Any]:
+    """Settings as a plan holds them: without what differs from seed to seed."""
+    given = {field.name: getattr(flags, field.name) for field in fields(_ArmFlags)}
+    settings = Settings.resolve(Continual(benchmark=group, seeds="1", threads=threads, **given))
+    return {name: value for name, value in settings.as_dict().items() if name != "seeds"}
+
+
+def run(directory: Path, settings: Mapping[str, Any], seed: int) -> int:
+    """Begin or continue one run of one seed; the exit code of `continual`."""
+    if (directory / "config.json").exists():
+        return resume_continual(Resume(directory), read_json(directory / "config.json", "config of a run"))
+    config = {"format": FORMAT, "version": VERSION, "settings": {**settings, "seeds": [seed]}}
+    return begin(Settings.from_config(config, "the plan of the study"), directory)
