@@ -12,7 +12,7 @@ from stable_baselines3.common.logger import Logger
 
 from agents import SparseTD3
 from agents.autograd_update import AutogradUpdate
-from sparse_core import SparseLinear, Topology, sparse_layers
+from sparse_core import PRESETS, SparseLinear, Topology, sparse_layers
 from sparse_core.meters import topology_distance
 
 EPISODE = 8
@@ -47,7 +47,12 @@ def agent(env: Any = None, kind: type = SparseTD3, **options: Any) -> Any:
     )  # fmt: skip
     if kind is SparseTD3 and options.get("topology") != "dense":
         defaults |= dict(sparsity=0.6, period=10)
-    return kind("MlpPolicy", reach() if env is None else env, **{**defaults, **options})
+    chosen = {**defaults, **options}
+    if kind is SparseTD3 and PRESETS[chosen.get("topology", "set")].given and "topologies" not in chosen:
+        # Those of an agent with another seed, as if it had found them.
+        donor = agent(env, kind, **{**chosen, "topology": "static", "seed": 77 + chosen["seed"]})
+        chosen["topologies"] = {name: topology for name, topology in topologies(donor).items() if "target" not in name}
+    return kind("MlpPolicy", reach() if env is None else env, **chosen)
 
 
 def fill(model: TD3, rows: int = 200, seed: int = 0) -> TD3:

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -23,7 +24,7 @@ from sparse_core.draws import sample_distinct
 from sparse_core.importance import PathImportance, Signals
 from sparse_core.signals import Capture
 
-WORKED = {"magnitude", "signed", "random", "gradient", "importance"}
+WORKED = {"magnitude", "signed", "random", "gradient", "importance", "in-place"}
 
 # Eight weights of a 4×4 layer:     0     1    2    3     4    5     6    7
 WEIGHTS = torch.tensor([0.5, -0.1, 0.9, 0.0, -0.4, 0.2, -0.8, 0.1])
@@ -217,7 +218,7 @@ def test_drop_rules_choose_exactly_and_repeatably(
     assert torch.equal(dropped, DROP_RULES[name].choose(twin, count))
 
 
-@pytest.mark.parametrize("name", GROW_RULES)
+@pytest.mark.parametrize("name", [name for name, rule in GROW_RULES.items() if not rule.in_place])
 @given(case=views, part=st.floats(0, 1))
 def test_grow_rules_choose_vacant_allowed_positions_exactly_and_repeatably(
     name: str, case: tuple[int, int, float, int, bool], part: float
@@ -232,6 +233,13 @@ def test_grow_rules_choose_vacant_allowed_positions_exactly_and_repeatably(
         assert allowed is None or torch.isin(chosen, allowed).all()
     assert ((grown >= 0) & (grown < case[0] * case[1])).all()
     assert torch.equal(grown, GROW_RULES[name].choose(twin, count))
+
+
+def test_growth_in_place_takes_what_was_dropped() -> None:
+    layer = replace(view(), dropped=torch.tensor([2, 9]))
+    assert GROW_RULES["in-place"].choose(layer, 2).tolist() == [2, 9]
+    with pytest.raises(RuntimeError, match="needs what this change has dropped; let a `Sparsifier` run the rule"):
+        GROW_RULES["in-place"].choose(view(), 2)
 
 
 # A second implementation, on a dense mask in NumPy, of the two methods as released: a dropped connection may

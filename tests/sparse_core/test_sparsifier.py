@@ -37,6 +37,7 @@ OPTIMIZERS: dict[str, Callable[[Iterable[Tensor]], Optimizer]] = {
     "ours decoupled": lambda p: Adam(p, lr=0.01, weight_decay=0.1, decoupled=True),
 }
 MOVING = [name for name, preset in PRESETS.items() if preset.drop]
+SEARCHING = [name for name in MOVING if PRESETS[name].searches]
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -81,6 +82,8 @@ def change_once(
     constrained: bool, seed: int,
 ) -> SparseLinear:  # fmt: skip
     """Train a random layer, part of it frozen, change it once, and check every law; the layer."""
+    in_place = GROW_RULES[grow].in_place
+    regrow = "fresh" if in_place else regrow
     generator = seeded(seed)
     rows, columns = shape
     layer = SparseLinear(
@@ -119,7 +122,11 @@ def change_once(
     asked = int(fraction * movable.numel() + 1e-9)
     assert layer.nnz == taken.numel()
     assert change.dropped.numel() == change.grown.numel()
-    if regrow == "no":
+    if in_place:
+        assert change.grown.tolist() == change.dropped.tolist()
+        assert change.grown.numel() == asked
+        allowed = movable  # nothing comes that was not there
+    elif regrow == "no":
         assert change.grown.numel() == min(asked, vacant.numel())
     elif regrow == "fresh":
         assert min(asked, vacant.numel()) <= change.grown.numel() <= asked
@@ -166,7 +173,7 @@ def test_laws_of_one_change(
     assert torch.equal(first.values, second.values)
 
 
-@pytest.mark.parametrize("name", MOVING)
+@pytest.mark.parametrize("name", SEARCHING)
 def test_another_seed_gives_another_topology(name: str) -> None:
     def trained(seed: int) -> list[Topology]:
         model = network(name)
@@ -327,10 +334,39 @@ def test_what_becomes_of_a_dropped_connection_that_grows_again(regrow: str) -> N
         assert row[cell].item() == pytest.approx([0.1, 0.2, 0.3][cell] if regrow == "kept" else -1.0)
 
 
+def test_reset_in_place_refreshes_weights_and_state_where_they_are() -> None:
+    #                    0     1    2     3    4: of each sign the weakest goes, and comes back as new
+    values = torch.tensor([-2.0, -0.1, 0.3, 4.0, 5.0])
+    layer = SparseLinear(8, 1, topology=Topology.from_positions((1, 8), torch.arange(5)), bias=False)
+    target = copy.deepcopy(layer)
+    for each in (layer, target):
+        with torch.no_grad():
+            each.values.copy_(values)
+    optimizer = Adam(layer.parameters(), lr=0.0)
+    layer(torch.ones(1, 8)).sum().backward()
+    optimizer.step()
+    sparsifier = Sparsifier.preset("reset-in-place", layer, optimizer, drop_fraction=0.4, seed=0, followers=[target])
+    change = sparsifier.update()[""]
+    assert change.dropped.tolist() == change.grown.tolist() == [1, 2]
+    assert layer.positions.tolist() == target.positions.tolist() == [0, 1, 2, 3, 4]
+    assert layer.values.tolist() == target.values.tolist() == [-2.0, 0.0, 0.0, 4.0, 5.0]
+    state = optimizer.state[layer.values]
+    assert (state["exp_avg"] == 0).tolist() == [False, True, True, False, False]
+    assert state["age"].tolist() == [1, 0, 0, 1, 1]
+    assert sparsifier.changes == 1
+
+
+@pytest.mark.parametrize("regrow", ["no", "kept"])
+def test_growth_in_place_wants_fresh_connections(regrow: str) -> None:
+    layer = SparseLinear(8, 2, sparsity=0.5)
+    with pytest.raises(ValueError, match=f"'in-place' grows what was dropped, anew; give `regrow='fresh'`, got '{regrow}'"):
+        sparsifier_of("reset-in-place", layer, torch.optim.SGD(layer.parameters(), lr=0.1), regrow=regrow)
+
+
 # Constraints
 
 
-@pytest.mark.parametrize("name", MOVING)
+@pytest.mark.parametrize("name", SEARCHING)
 def test_growth_stays_where_it_is_allowed(name: str) -> None:
     model = network(name)
     optimizer = OPTIMIZERS["ours"](model.parameters())
