@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+
 from runs.failure import UserError
 from runs.files import read_json
 from runs.options import Resume
+from runs.studies.plan import FILE, read_study
 
 
 def resume(options: Resume) -> int:
@@ -12,6 +15,11 @@ def resume(options: Resume) -> int:
     directory = options.directory
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory; give the directory of a run")
+    if (directory / FILE).exists():
+        study = read_study(directory)
+        raise UserError(
+            f"{directory} is a study; the command that began it continues it: {shlex.join(study.commands[-1])}"
+        )
     written = read_json(directory / "config.json", "config of a run")
     if written.get("format") == "sparse-agents-continual":
         from runs.continual.running import resume_continual

@@ -46,6 +46,8 @@ def arms(options: Compare) -> list[Arm]:
     """Every arm with its settings in every environment; a `ValueError` says what cannot be."""
     wanted = _grid(options) + [_given(text, options) for text in options.arm]
     groups = names_in(options.env, "env")
+    for group in groups:
+        envs.make(group).close()  # one that is not there shows itself here
     return [_arm(each, groups, options) for each in wanted]
 
 

@@ -27,7 +27,9 @@ from runs.studies.view import View
 from runs.studies.workers import workers
 from runs.values import check_threads
 
-_SAY = Console(file=sys.stderr, highlight=False)
+
+def _say() -> Console:
+    return Console(file=sys.stderr, highlight=False)
 
 
 def compare(options: Compare) -> int:
@@ -64,7 +66,7 @@ def _compare(wanted: Study, options: StudyFlags) -> int:
         return 0
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
-    with RunLock(directory), stop_signals("moment", silent=_SAY.is_terminal) as stop:
+    with RunLock(directory), stop_signals("moment", silent=_say().is_terminal) as stop:
         whole = _settled(whole, stop)
         if stop:
             return _say_how_to_go_on(directory)
@@ -119,7 +121,7 @@ def _settled(study: Study, stop: list[int]) -> Study:
                 steps = measure(arm, group, study.seeds[0]).steps_in(study.seconds, arm.settings[group])
                 settings = {**arm.settings, group: {**arm.settings[group], "steps": steps}}
                 arm = replace(arm, settings=settings)
-                _SAY.print(f"{group} {arm.name}: {steps:,} steps in {study.seconds:g} seconds")
+                _say().print(f"{group} {arm.name}: {steps:,} steps in {study.seconds:g} seconds")
         arms.append(arm)
     return replace(study, arms=arms)
 
@@ -130,7 +132,9 @@ def _run(study: Study, directory: Path, options: StudyFlags, stop: list[int]) ->
     with workers(min(count, len(cells)), options.scheduler) as made, View(directory, cells) as view:
         Runner(study, directory, made, view).finish(cells, options.retry_failed, stop)
     counts = outcome_counts(directory, cells)
-    _SAY.print(", ".join(f"{number} {state}" for state, number in counts.items() if number) + f" of {len(cells)} runs")
+    _say().print(
+        ", ".join(f"{number} {state}" for state, number in counts.items() if number) + f" of {len(cells)} runs"
+    )
     if counts["half-done"] or counts["new"]:
         return _say_how_to_go_on(directory)
     failed = failures(directory, cells)

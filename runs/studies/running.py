@@ -54,14 +54,11 @@ class Runner:
         """Hand over the runs that can begin: all but those whose topology is still to come from another."""
         for cell in list(self._waiting):
             source = self._source(cell)
-            if source is not None:
-                state = state_of(self._directory, source)
-                if state == "failed" or not self._is_coming(source):
+            if source is not None and state_of(self._directory, source) != "finished":
+                if not self._is_coming(source):
                     self._waiting.remove(cell)
                     self._fail(cell, f"it takes the last topology of {source.name}, which is not there")
-                    continue
-                if state != "finished":
-                    continue
+                continue
             self._waiting.remove(cell)
             future = self._workers.executor.submit(self._workers.task, job(self._study, cell, self._directory))
             self._running[future] = cell
@@ -70,8 +67,7 @@ class Runner:
         return next((Cell(cell.group, arm, cell.seed) for arm in self._study.arms if arm.name == cell.arm.of), None)
 
     def _is_coming(self, source: Cell) -> bool:
-        paths = {cell.path for cell in [*self._waiting, *self._running.values()]}
-        return source.path in paths or state_of(self._directory, source) == "finished"
+        return source.path in {cell.path for cell in [*self._waiting, *self._running.values()]}
 
     def _finished(self, cell: Cell, future: Future[Report]) -> None:
         error = future.exception()

@@ -42,7 +42,9 @@ def test_weights_are_those_that_the_seed_gives_a_static_agent() -> None:
 
 
 def test_without_a_topology_it_is_an_error() -> None:
-    with pytest.raises(ValueError, match="'final-topology' takes its connections from elsewhere, got none; give `topol"):
+    with pytest.raises(
+        ValueError, match="'final-topology' takes its connections from elsewhere, got none; give `topol"
+    ):
         SparseTD3("MlpPolicy", reach(), topology="final-topology")
 
 

@@ -29,7 +29,10 @@ HIDDEN = "every hidden layer must be at least 1 wide"
         (dict(sparsity=float("nan"), actor_sparsity=0.5, critic_sparsity=0.5), "got nan"),
         (dict(actor_sparsity=1.0), "got 1.0"),
         (dict(critic_sparsity=-1.0), "got -1.0"),
-        (dict(topology="sett"), "no topology called 'sett'; did you mean 'set'? known: dense, final-topology, reset-in-place, rigl, set, static"),
+        (
+            dict(topology="sett"),
+            "no topology called 'sett'; did you mean 'set'? known: dense, final-topology, reset-in-place, rigl, set,",
+        ),
         (dict(topology="dense", sparsity=0.5), "topology 'dense' keeps every connection, got sparsity 0.5"),
         (dict(topology="dense", actor_sparsity=0.5), "or choose one of static, set, rigl"),
         (dict(distribution="erkk"), "no distribution called 'erkk'; did you mean 'erk'?"),

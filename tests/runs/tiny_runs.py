@@ -137,7 +137,12 @@ def state_of(directory: Path, step: int | None = None) -> dict[str, Any]:
     """Everything in a checkpoint, by default the last, in bits, but for times."""
     stored = CheckpointStore(directory / "checkpoints").load(step)
     state = json.loads(json.dumps(stored.state))
-    for name in ("seconds", "evaluation_seconds", "metrics_offset", "curve_seconds"):  # seconds have more or fewer digits
+    for name in (
+        "seconds",
+        "evaluation_seconds",
+        "metrics_offset",
+        "curve_seconds",
+    ):  # seconds have more or fewer digits
         del state["journal"][name]
     del state["agent"]["monitor"]["age"], state["agent"]["monitor"]["episode_times"]
     for info in state["agent"]["episode_infos"]:

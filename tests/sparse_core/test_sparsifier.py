@@ -359,7 +359,9 @@ def test_reset_in_place_refreshes_weights_and_state_where_they_are() -> None:
 @pytest.mark.parametrize("regrow", ["no", "kept"])
 def test_growth_in_place_wants_fresh_connections(regrow: str) -> None:
     layer = SparseLinear(8, 2, sparsity=0.5)
-    with pytest.raises(ValueError, match=f"'in-place' grows what was dropped, anew; give `regrow='fresh'`, got '{regrow}'"):
+    with pytest.raises(
+        ValueError, match=f"'in-place' grows what was dropped, anew; give `regrow='fresh'`, got '{regrow}'"
+    ):
         sparsifier_of("reset-in-place", layer, torch.optim.SGD(layer.parameters(), lr=0.1), regrow=regrow)
 
 
