@@ -13,6 +13,7 @@ import tyro
 
 from runs.failure import UserError
 from runs.options import Bench, Command, Continual, Demo, Evaluate, Export, List, Resume, Train
+from runs.report.options import Report
 from runs.studies.options import Compare, CompareContinual
 
 DESCRIPTION = """Neural networks that are never dense: train, resume, evaluate and export sparse agents.
@@ -75,6 +76,7 @@ _HANDLERS = {
     Resume: "runs.resuming:resume",
     Compare: "runs.studies.command:compare",
     CompareContinual: "runs.studies.command:compare_learners",
+    Report: "runs.report.command:report",
     Evaluate: "runs.evaluation:evaluate",
     Export: "runs.export:export",
     List: "runs.listing:show",

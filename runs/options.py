@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from runs.flags import AgentFlags, LearnerFlags, left_out
+from runs.report.options import Report
 from runs.studies.options import Compare, CompareContinual
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ Command = (
     | Annotated[Resume, tyro.conf.subcommand("resume")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[CompareContinual, tyro.conf.subcommand("compare-continual")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[List, tyro.conf.subcommand("list")]

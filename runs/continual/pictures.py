@@ -21,15 +21,20 @@ _MOST_NAMES = 12  # tasks up to which each is named with its classes
 
 
 def draw_matrices(directory: Path, result: Mapping[str, Any]) -> Path:
-    """Draw R, mean over seeds, into DIRECTORY/R.png: with the task not known, and known."""
-    matrices = _matrices(result)
+    """Draw R into DIRECTORY/R.png."""
+    return _save(matrices(result), directory / "R.png")
+
+
+def matrices(result: Mapping[str, Any]) -> Figure:
+    """R, mean over seeds: with the task not known, and known."""
+    by_kind = _matrices(result)
     classes = result["task_classes"]
     tasks, joint = len(classes), result["joint"]
     size = min(max(0.62 * tasks, 3.2), 8)
-    figure = _figure((len(matrices) * (size + 0.9) + 1.1, (1.2 if joint else size) + 1.6))
-    panels = np.atleast_1d(figure.subplots(1, len(matrices), squeeze=True))
+    figure = _figure((len(by_kind) * (size + 0.9) + 1.1, (1.2 if joint else size) + 1.6))
+    panels = np.atleast_1d(figure.subplots(1, len(by_kind), squeeze=True))
     image = None
-    for axes, (kind, by_seed) in zip(panels, matrices.items(), strict=True):
+    for axes, (kind, by_seed) in zip(panels, by_kind.items(), strict=True):
         mean = by_seed.mean(axis=0)
         image = axes.imshow(100 * mean, cmap="viridis", vmin=0, vmax=100, aspect="auto" if joint else "equal")
         axes.set_title(_title(kind, result), fontsize=11)
@@ -48,7 +53,7 @@ def draw_matrices(directory: Path, result: Mapping[str, Any]) -> Path:
     assert image is not None
     figure.colorbar(image, ax=list(panels), label="accuracy, %", shrink=0.8)
     figure.suptitle(_headline(result))
-    return _save(figure, directory / "R.png")
+    return figure
 
 
 def _write_cells(axes: Axes, mean: NDArray[np.float64]) -> None:
@@ -59,13 +64,19 @@ def _write_cells(axes: Axes, mean: NDArray[np.float64]) -> None:
 
 
 def draw_accuracy(directory: Path, result: Mapping[str, Any]) -> Path | None:
-    """Draw accuracy over tasks into DIRECTORY/accuracy.png: of the tasks seen so far, and of each task."""
+    """Draw accuracy over tasks into DIRECTORY/accuracy.png, where there is a course to draw."""
+    figure = courses(result)
+    return None if figure is None else _save(figure, directory / "accuracy.png")
+
+
+def courses(result: Mapping[str, Any]) -> Figure | None:
+    """Accuracy over tasks, of the tasks seen so far and of each task; None where there is one moment only."""
     if result["joint"] or len(result["task_classes"]) < 2:
-        return None  # one moment is no course
-    matrices, named_tasks = _matrices(result), len(result["task_classes"]) <= _MOST_NAMES
-    figure = _figure((5.2 * len(matrices) + 1.6, 6.6))
-    panels = figure.subplots(2, len(matrices), squeeze=False, sharex=True, sharey=True)
-    for column, (kind, by_seed) in enumerate(matrices.items()):
+        return None
+    by_kind, named_tasks = _matrices(result), len(result["task_classes"]) <= _MOST_NAMES
+    figure = _figure((5.2 * len(by_kind) + 1.6, 6.6))
+    panels = figure.subplots(2, len(by_kind), squeeze=False, sharex=True, sharey=True)
+    for column, (kind, by_seed) in enumerate(by_kind.items()):
         _draw_seen(panels[0, column], by_seed)
         _draw_each(panels[1, column], by_seed, result["task_classes"])
         panels[0, column].set_title(_title(kind, result), fontsize=11)
@@ -80,7 +91,7 @@ def draw_accuracy(directory: Path, result: Mapping[str, Any]) -> Path | None:
     if named_tasks:
         figure.legend(*panels[1, -1].get_legend_handles_labels(), loc="outside right lower", frameon=False, fontsize=8)
     figure.suptitle(_headline(result))
-    return _save(figure, directory / "accuracy.png")
+    return figure
 
 
 def _draw_seen(axes: Axes, by_seed: NDArray[np.float64]) -> None:

@@ -1,0 +1,1 @@
+"""Reports: what a study says, how surely, and what it cost."""

@@ -1,0 +1,163 @@
+"""`sparse-agents report`: the answer first, and everything it rests on."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from runs.files import write_atomically, writing
+from runs.report import page
+from runs.report.contrasts import Contrast, contrasts, pairs, sentence, too_few_for_permutation
+from runs.report.endpoints import Endpoint, endpoints
+from runs.report.learners import learner_sections
+from runs.report.loading import Evidence, load
+from runs.report.options import Report
+from runs.report.sections import Files, agent_sections
+from runs.report.tables import CONTRAST_HEADINGS, contrast_rows, contrasts_csv
+
+_SMALL = 10  # runs of an arm below which a number of seeds is said to be small
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a report says."""
+
+    evidence: Evidence
+    endpoint: Endpoint
+    contrasts: list[Contrast]
+    path: Path
+
+
+def report(options: Report) -> int:
+    """Write the report and say its verdicts."""
+    say(make_report(options))
+    return 0
+
+
+def make_report(options: Report) -> Findings:
+    """Write `report.html` and the files beside it; bad input is an error before anything is written."""
+    if not 0 <= options.margin < float("inf"):
+        raise ValueError(f"`margin` must be a share ≥ 0 such as 0.05, got {options.margin}")
+    if options.resamples < 100:
+        raise ValueError(f"`resamples` must be at least 100, got {options.resamples}")
+    evidence = load(options.directory)
+    asked = endpoints(evidence)
+    found = contrasts(evidence, pairs(evidence, options.contrast), asked[0], options.margin, options.resamples)
+    files = Files()
+    body = [part for part in _body(evidence, asked, found, files, options) if part]
+    files.contents["contrasts.csv"] = contrasts_csv(found, asked[0])
+    path = options.directory / "report.html"
+    folder = options.directory / "report"
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+        for old in [*folder.glob("*.png"), *folder.glob("*.csv")]:
+            if old.name not in files.contents:
+                old.unlink()  # of an arm or a group that is no longer there
+    for name, content in sorted(files.contents.items()):
+        write_atomically(folder / name, content)
+    write_atomically(path, page.page(_title(evidence), body).encode())
+    return Findings(evidence, asked[0], found, path)
+
+
+def say(findings: Findings) -> None:
+    """Print problems, verdicts and the path, the path last."""
+    console = Console(highlight=False)
+    for problem in findings.evidence.problems:
+        print(problem, file=sys.stderr)
+    colours = {"yes": "bold green", "no": "bold red", "undecided": "bold yellow"}
+    for contrast in findings.contrasts:
+        group = f"{contrast.group}: " if len(findings.evidence.groups) > 1 else ""
+        text = Text(group + sentence(contrast, findings.endpoint))
+        text.highlight_words([f"? {contrast.word.capitalize()}"], colours[contrast.word])
+        console.print(text, soft_wrap=True)
+    if not findings.contrasts:
+        console.print("nothing to compare: the study has no two arms that answer a question; see --contrast")
+    console.print(str(findings.path), soft_wrap=True, markup=False)
+
+
+def _title(evidence: Evidence) -> str:
+    what = "Adaptive or static?" if evidence.study.kind == "agents" else "Continual learners"
+    return f"{what} {', '.join(evidence.groups)}"
+
+
+def _body(
+    evidence: Evidence, asked: Sequence[Endpoint], found: list[Contrast], files: Files, options: Report
+) -> Iterator[str]:
+    yield f"<h1>{page.escape(_title(evidence))}</h1>"
+    yield page.paragraph(_summary(evidence), "quiet")
+    yield page.heading("The answer")
+    for group in evidence.groups:
+        if len(evidence.groups) > 1:
+            yield page.heading(group, 3)
+        mine = [(each.word, sentence(each, asked[0])) for each in found if each.group == group]
+        yield page.answers(mine) if mine else page.paragraph("No two arms here answer a question; see --contrast.")
+    yield page.paragraph(_how_verdicts_come(asked[0], options, found), "quiet")
+    small = _small(evidence, found)
+    if small:
+        yield page.paragraph(small, "quiet")
+    yield page.heading("What is there and what is missing")
+    yield page.problems(evidence.problems, f"{len(evidence.runs)} of {evidence.planned} runs are finished.")
+    yield page.heading("Contrasts")
+    yield page.table(CONTRAST_HEADINGS, contrast_rows(found, asked[0]))
+    if evidence.study.kind == "agents":
+        yield from agent_sections(evidence, asked, files, options.resamples)
+    else:
+        yield from learner_sections(evidence, asked, files)
+    yield page.heading("How this was made")
+    yield from _provenance(evidence)
+
+
+def _summary(evidence: Evidence) -> str:
+    arms, seeds = evidence.arms, sorted({run.seed for run in evidence.runs})
+    text = f"{len(arms)} arms ({', '.join(arm.name for arm in arms)}), seeds {', '.join(map(str, seeds))}"
+    steps = {settings.get("steps") for arm in arms for settings in arm.settings.values()} - {None}
+    return text + (f", {max(steps):,} environment steps" if len(steps) == 1 else "")
+
+
+def _how_verdicts_come(endpoint: Endpoint, options: Report, found: Sequence[Contrast]) -> str:
+    return (
+        f"Primary endpoint: {endpoint.label}. Percentages are of the second arm's mean. yes and no: Welch's test, p < 0.05 "
+        f"after Holm over the {len(found)} contrasts of this page; also no: the 95 % interval of the difference lies within "
+        f"± {100 * options.margin:g} % of the second arm's mean. Everything else is undecided. The seeds needed are those of "
+        "each arm with which, if mean and spread stayed as they are, the difference would be found in 80 % of studies, or "
+        "its interval would fit into that margin; they are as uncertain as the spread they come from."
+    )
+
+
+def _small(evidence: Evidence, found: Sequence[Contrast]) -> str:
+    counts = [len(evidence.of(group, arm.name)) for group in evidence.groups for arm in evidence.arms]
+    fewest = min(count for count in counts if count)
+    if fewest >= _SMALL:
+        return ""
+    text = (
+        f"As few as {fewest} seed{'s' if fewest > 1 else ''} an arm is little. Intervals are Student's and Welch's t, and "
+        "where only a bootstrap will do, expanded percentiles (Hesterberg 2015): plain bootstrap percentiles at n = 5 cover "
+        "about 85 % where they say 95 %."
+    )
+    return " ".join(filter(None, [text, too_few_for_permutation(found)]))
+
+
+def _provenance(evidence: Evidence) -> Iterator[str]:
+    study = evidence.study
+    yield page.code("\n".join(shlex.join(command) for command in study.commands))
+    machines = {_machine(run.result["measured"].get("machine") or {}) for run in evidence.runs}
+    yield page.paragraph(f"Machines: {'; '.join(sorted(machines))}.")
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(study.versions.items()))
+    yield page.paragraph(f"Commit {study.commit or 'not known'} when the study began; {versions}.")
+    yield page.paragraph(
+        "Numbers: report/*.csv beside this page. Statistics: rliable, with a generator that is seeded with 0, so that "
+        "the same study gives the same page.",
+        "quiet",
+    )
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    gpu = f", {machine['gpu']}" if machine.get("gpu") else ""
+    return f"{machine.get('processor', 'unknown')}, {machine.get('cores', '?')} cores{gpu}"

@@ -1,0 +1,163 @@
+"""Pictures of returns: over steps and seconds, endpoints, profiles, and what they cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from runs.report.drawing import Palette, figure, plain, short_numbers
+from runs.report.endpoints import Endpoint
+from runs.report.loading import Evidence, Run
+from runs.report.statistics import Array, bootstrap, mean, mean_curve, profile
+from runs.studies.plan import Arm
+
+_TIMES = 60  # points of a curve over seconds
+
+
+def curve_of(runs: Sequence[Run]) -> tuple[Array, Array]:
+    """Steps that all runs were evaluated at, and returns (runs, 1, times) there."""
+    common = sorted(set.intersection(*({int(step) for step, _ in run.result["curve"]} for run in runs)))
+    courses = [dict((int(step), value) for step, value in run.result["curve"]) for run in runs]
+    return np.array(common, np.float64), np.array([[[course[step] for step in common]] for course in courses])
+
+
+def seconds_of(runs: Sequence[Run]) -> tuple[Array, Array] | None:
+    """Training seconds up to where every run has come, and returns (runs, 1, times) there; None if nobody timed it."""
+    courses = []
+    for run in runs:
+        timed = run.result["measured"].get("curve_seconds")
+        if not timed or len(timed) != len(run.result["curve"]):
+            return None
+        courses.append((np.array(timed)[:, 1], np.array(run.result["curve"])[:, 1]))
+    first, last = max(seconds[0] for seconds, _ in courses), min(seconds[-1] for seconds, _ in courses)
+    grid = np.linspace(first, max(first, last), _TIMES)
+    return grid, np.array([[np.interp(grid, seconds, returns)] for seconds, returns in courses])
+
+
+def draw_curves(evidence: Evidence, group: str, palette: Palette, resamples: int) -> Figure:
+    """All means together, then each arm by itself: its runs, mean and interval."""
+    arms = [arm for arm in evidence.arms if evidence.of(group, arm.name)]
+    columns = min(4, max(2, len(arms)))
+    rows = math.ceil(len(arms) / columns)
+    made = figure(2.9 * columns, 4.2 + 2.3 * rows)
+    upper, lower = made.subfigures(2, 1, height_ratios=(4.2, 2.3 * rows))
+    together = upper.subplots()
+    panels = lower.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    generator = np.random.default_rng(0)
+    courses = {arm.name: curve_of(evidence.of(group, arm.name)) for arm in arms}
+    for arm in arms:
+        steps, returns = courses[arm.name]
+        together.plot(
+            steps, mean_curve(returns), color=palette.colour(arm), linestyle=palette.line(arm), label=arm.name
+        )
+    plain(together, xlabel="environment steps", ylabel="return", title="mean of each arm")
+    short_numbers(together.xaxis)
+    together.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for arm, axes in zip(arms, panels.flat, strict=False):
+        for other in arms:
+            axes.plot(courses[other.name][0], mean_curve(courses[other.name][1]), color="#cccccc", linewidth=0.7)
+        steps, returns = courses[arm.name]
+        axes.plot(steps, returns[:, 0].T, color=palette.colour(arm), linewidth=0.5, alpha=0.5)
+        band = bootstrap(returns, mean_curve, generator, resamples)
+        if band is not None:
+            axes.fill_between(steps, *band, color=palette.colour(arm), alpha=0.2, linewidth=0)
+        axes.plot(steps, mean_curve(returns), color=palette.colour(arm), linewidth=1.8)
+        plain(axes, title=f"{arm.name} (n = {len(returns)})")
+        short_numbers(axes.xaxis)
+    for axes in panels.flat[len(arms) :]:
+        axes.set_axis_off()
+    return made
+
+
+def draw_seconds(evidence: Evidence, group: str, palette: Palette) -> Figure | None:
+    """Means over seconds of training; None where no run was timed."""
+    made = figure(9, 4.2)
+    axes = made.subplots()
+    drawn = False
+    for arm in evidence.arms:
+        runs = evidence.of(group, arm.name)
+        found = seconds_of(runs) if runs else None
+        if found is not None:
+            seconds, returns = found
+            axes.plot(
+                seconds, mean_curve(returns), color=palette.colour(arm), linestyle=palette.line(arm), label=arm.name
+            )
+            drawn = True
+    plain(axes, xlabel="seconds of training (evaluation not counted)", ylabel="return")
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return made if drawn else None
+
+
+def draw_endpoints(evidence: Evidence, group: str, palette: Palette, endpoints: Sequence[Endpoint]) -> Figure:
+    """Every run as a point, the mean of each arm with its interval, one panel an endpoint."""
+    arms = [arm for arm in evidence.arms if evidence.of(group, arm.name)]
+    made = figure(10, 1.2 + 0.34 * len(arms))
+    panels = np.atleast_1d(made.subplots(1, len(endpoints), sharey=True))
+    for axes, endpoint in zip(panels, endpoints, strict=True):
+        for row, arm in enumerate(arms):
+            values = endpoint.values(evidence.of(group, arm.name)) * (100 if endpoint.percent else 1)
+            if not len(values):
+                continue
+            found, colour = mean(values), palette.colour(arm)
+            axes.plot(values, np.full(len(values), row), ".", color=colour, alpha=0.45, markersize=6)
+            if found.low is not None and found.high is not None:
+                axes.plot([found.low, found.high], [row, row], color=colour, linewidth=2, solid_capstyle="round")
+            axes.plot([found.value], [row], "o", color=colour, markersize=6)
+        plain(axes, xlabel="percent" if endpoint.percent else "return", title=endpoint.label)
+        if not endpoint.percent:
+            short_numbers(axes.xaxis)
+    panels[0].set_yticks(range(len(arms)), [arm.name for arm in arms], fontsize=8)
+    panels[0].invert_yaxis()
+    return made
+
+
+def draw_profile(scores: dict[str, Array], arms: Sequence[Arm], palette: Palette, label: str) -> Figure:
+    """Share of runs above each score; scores (runs, tasks) by arm, tasks side by side."""
+    made = figure(8, 3.8)
+    axes = made.subplots()
+    lowest = min(float(each.min()) for each in scores.values())
+    highest = max(float(each.max()) for each in scores.values())
+    room = 0.05 * (highest - lowest or 1.0)
+    thresholds = np.linspace(lowest - room, highest + room, 201)
+    for arm in arms:
+        if arm.name in scores:
+            shares = profile(scores[arm.name], thresholds)
+            axes.step(thresholds, shares, color=palette.colour(arm), linestyle=palette.line(arm), label=arm.name)
+    plain(axes, xlabel=label, ylabel="share of runs above it")
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return made
+
+
+COSTS = {
+    "connections": ("connections", lambda result: result["nnz_total"]),
+    "bytes": ("bytes in training", lambda result: result["bytes"]["total"]),
+    "flops": ("training FLOPs", lambda result: result["train_flops"]),
+    "seconds": ("seconds of training, as measured", lambda result: result["measured"]["seconds"]),
+}
+
+
+def draw_costs(evidence: Evidence, group: str, palette: Palette, endpoint: Endpoint) -> Figure:
+    """The primary endpoint against what it cost."""
+    arms = [arm for arm in evidence.arms if evidence.of(group, arm.name)]
+    made = figure(10.5, 5.6)
+    panels = made.subplots(2, 2, sharey=True)
+    for axes, (label, cost) in zip(panels.flat, COSTS.values(), strict=True):
+        for arm in arms:
+            runs = evidence.of(group, arm.name)
+            price = float(np.mean([cost(run.result) for run in runs]))
+            found, colour = mean(endpoint.values(runs)), palette.colour(arm)
+            if found.low is not None and found.high is not None:
+                axes.plot([price, price], [found.low, found.high], color=colour, alpha=0.6)
+            axes.plot([price], [found.value], "o", color=colour, label=arm.name)
+        axes.set_xscale("log")
+        plain(axes, xlabel=label)
+        short_numbers(axes.xaxis)
+        axes.xaxis.set_minor_formatter(lambda value, _: "")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("mean return over training")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    made.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
+    return made

@@ -1,0 +1,81 @@
+"""What all pictures of a report share: sizes, colours that stay with their arm, and files without a date."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from runs.studies.plan import Arm
+
+# Okabe and Ito's colours, which people with any kind of colour vision tell apart; black is for dense.
+_COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#8C6D31",
+    "#7F7F7F",
+    "#6A3D9A",
+    "#B2182B",
+)
+_LINES = ("-", "--", ":", "-.")
+
+
+class Palette:
+    """A colour and a line for each arm of a study, the same in every picture."""
+
+    def __init__(self, arms: Sequence[Arm]) -> None:
+        others = [arm.name for arm in arms if arm.method != "dense"]
+        self._number = {name: number for number, name in enumerate(others)}
+
+    def colour(self, arm: Arm) -> str:
+        """Its colour."""
+        number = self._number.get(arm.name)
+        return "#222222" if number is None else _COLOURS[number % len(_COLOURS)]
+
+    def line(self, arm: Arm) -> str:
+        """Its line style, which tells apart what has the same colour."""
+        return _LINES[self._number.get(arm.name, 0) // len(_COLOURS) % len(_LINES)]
+
+
+def figure(width: float, height: float) -> Figure:
+    """A figure of its own, without a window and without `pyplot`, which would choose for the whole program."""
+    made = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(made)
+    return made
+
+
+def png(made: Figure) -> bytes:
+    """A figure as a PNG that is the same whenever it is made."""
+    file = io.BytesIO()
+    made.savefig(file, dpi=130, format="png", metadata={"Software": None})
+    return file.getvalue()
+
+
+def plain(axes: Axes, *, xlabel: str = "", ylabel: str = "", title: str = "") -> None:
+    """No more lines than needed, and thousands as people write them."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set_title(title, fontsize=10)
+
+
+def short_numbers(axis: Any) -> None:
+    """200k instead of 200000."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+
+
+def short(value: float) -> str:
+    """A number in few letters: 1.5M, 200k."""
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"

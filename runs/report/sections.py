@@ -1,0 +1,193 @@
+"""The parts of a page on agents: curves, endpoints, aggregates, costs, topologies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from runs.report import page
+from runs.report.curves import draw_costs, draw_curves, draw_endpoints, draw_profile, draw_seconds
+from runs.report.drawing import Palette, png
+from runs.report.endpoints import Endpoint
+from runs.report.loading import Evidence
+from runs.report.statistics import Array, Interval, iqm
+from runs.report.tables import (
+    as_csv,
+    cost_rows,
+    curves_csv,
+    endpoint_rows,
+    endpoints_csv,
+    interval_text,
+    runs_csv,
+)
+from runs.report.topologies import course, dormant, draw_degrees, draw_inputs, draw_search
+from runs.studies.plan import folder_name
+
+
+@dataclass
+class Files:
+    """What a report writes beside its page, by name."""
+
+    contents: dict[str, bytes] = field(default_factory=dict)
+
+    def picture(self, name: str, made: Figure | None, what: str) -> str:
+        """Keep a figure as NAME.png, and say it in HTML; nothing where there is no figure."""
+        if made is None:
+            return ""
+        data = png(made)
+        self.contents[f"{name}.png"] = data
+        return page.picture(data, what)
+
+
+def agent_sections(evidence: Evidence, endpoints: Sequence[Endpoint], files: Files, resamples: int) -> Iterator[str]:
+    """All of them, group by group."""
+    palette = Palette(evidence.study.arms)
+    for group in evidence.groups:
+        name = folder_name(group)
+        yield page.heading(f"Learning curves: {group}")
+        yield page.paragraph(
+            "Mean over runs of each evaluation's mean return. Below, each arm by itself: thin lines are runs, the band is "
+            "the 95 % interval of the mean at each evaluation (stratified bootstrap of whole runs, expanded percentiles); "
+            "grey are the other arms.",
+            "quiet",
+        )
+        yield files.picture(f"curves-{name}", draw_curves(evidence, group, palette, resamples), "learning curves")
+        yield files.picture(
+            f"seconds-{name}", draw_seconds(evidence, group, palette), "mean return over seconds of training"
+        )
+        yield page.heading(f"Endpoints: {group}")
+        yield endpoint_table(evidence, group, endpoints)
+        yield files.picture(f"endpoints-{name}", draw_endpoints(evidence, group, palette, endpoints), "endpoints")
+    yield from _aggregates(evidence, endpoints, files, palette, resamples)
+    for group in evidence.groups:
+        name = folder_name(group)
+        yield page.heading(f"What it cost: {group}")
+        headings = ["arm", "connections", "bytes in training", "training FLOPs", "seconds"]
+        yield page.table(headings, cost_rows(evidence, group))
+        yield page.paragraph(
+            "In brackets: as a share of the first row. FLOPs are counted by one formula for all arms, bytes are parameters, "
+            "gradients, optimizer, indices and scratch; seconds are of training as measured, on cores that other runs of "
+            "the study kept busy, and so the least exact of these.",
+            "quiet",
+        )
+        yield files.picture(f"costs-{name}", draw_costs(evidence, group, palette, endpoints[0]), "return against costs")
+    for group in evidence.groups:
+        name = folder_name(group)
+        yield page.heading(f"Topologies: {group}")
+        yield page.paragraph(
+            "Above: positions that ever held a connection, and connections replaced at each change, of all sparse layers. "
+            "Below: hidden neurons whose mean activity is at most a tenth of their layer's mean.",
+            "quiet",
+        )
+        yield files.picture(
+            f"search-{name}", draw_search(evidence, group, palette), "exploration, churn, dormant neurons"
+        )
+        yield files.picture(f"degrees-{name}", draw_degrees(evidence, group, palette), "degree distributions")
+        yield files.picture(f"inputs-{name}", draw_inputs(evidence, group), "connections out of each input")
+    files.contents["runs.csv"] = runs_csv(evidence, endpoints)
+    files.contents["curves.csv"] = curves_csv(evidence, resamples)
+    files.contents["endpoints.csv"] = endpoints_csv(evidence, endpoints)
+    files.contents["topology.csv"] = topology_csv(evidence)
+
+
+def endpoint_table(evidence: Evidence, group: str, endpoints: Sequence[Endpoint]) -> str:
+    """Arms × endpoints."""
+    found = {(arm, name): interval for arm, name, interval in endpoint_rows(evidence, group, endpoints)}
+    rows = [
+        [
+            arm.name,
+            *(
+                interval_text(endpoint, found[arm.name, endpoint.name]) if (arm.name, endpoint.name) in found else "–"
+                for endpoint in endpoints
+            ),
+        ]
+        for arm in evidence.arms
+        if evidence.of(group, arm.name)
+    ]
+    return page.table(["arm", *(f"{endpoint.label} (95 %, Student's t)" for endpoint in endpoints)], rows)
+
+
+def normalised(evidence: Evidence, endpoint: Endpoint) -> tuple[dict[str, list[Array]], str]:
+    """Scores by arm, one array a group, each group divided by its dense arm's mean; and what was divided by."""
+    dense = next((arm.name for arm in evidence.arms if arm.method == "dense"), None)
+    scores: dict[str, list[Array]] = {arm.name: [] for arm in evidence.arms}
+    for group in evidence.groups:
+        base = endpoint.values(evidence.of(group, dense)) if dense is not None else np.empty(0)
+        if not len(base):
+            base = endpoint.values([run for run in evidence.runs if run.group == group])
+        size = abs(float(np.mean(base))) or 1.0
+        for arm in evidence.arms:
+            values = endpoint.values(evidence.of(group, arm.name))
+            if len(values):
+                scores[arm.name].append(values / size)
+    return scores, f"the mean of {dense}" if dense is not None else "the mean of all arms"
+
+
+def _aggregates(
+    evidence: Evidence, endpoints: Sequence[Endpoint], files: Files, palette: Palette, resamples: int
+) -> Iterator[str]:
+    """IQM over environments, and the performance profile."""
+    yield page.heading("Over all environments")
+    generator = np.random.default_rng(0)
+    rows: list[list[str]] = [[arm.name] for arm in evidence.arms]
+    numbers: list[list[object]] = []
+    base = ""
+    for endpoint in endpoints:
+        scores, base = normalised(evidence, endpoint)
+        for row, arm in zip(rows, evidence.arms, strict=True):
+            found = iqm(scores[arm.name], generator, resamples) if scores[arm.name] else None
+            row.append("–" if found is None else _ratio(found))
+            if found is not None:
+                numbers.append([
+                    arm.name, endpoint.name, found.value, found.low, found.high, found.runs, len(scores[arm.name]),
+                    found.kind, base,
+                ])  # fmt: skip
+    yield page.table(["arm", *(f"IQM of {endpoint.label}" for endpoint in endpoints)], rows)
+    count = len(evidence.groups)
+    yield page.paragraph(
+        f"Interquartile mean over the runs of {count} environment{'s' if count > 1 else ''}, each score divided by {base} "
+        "in its environment; in brackets the 95 % interval (stratified bootstrap, expanded percentiles).",
+        "quiet",
+    )
+    files.contents["aggregates.csv"] = as_csv(
+        ["arm", "endpoint", "iqm", "low", "high", "fewest_runs", "groups", "interval", "divided_by"], numbers
+    )
+    scores, _ = normalised(evidence, endpoints[0])
+    flat = {name: np.concatenate(each)[:, None] for name, each in scores.items() if each}
+    yield files.picture(
+        "profile", draw_profile(flat, evidence.arms, palette, f"{endpoints[0].label}, divided by {base}"),
+        "performance profile",
+    )  # fmt: skip
+
+
+def _ratio(found: Interval) -> str:
+    if found.low is None or found.high is None:
+        return f"{found.value:.3f} (n = {found.runs})"
+    return f"{found.value:.3f} ({found.low:.3f} … {found.high:.3f}; n = {found.runs})"
+
+
+def topology_csv(evidence: Evidence) -> bytes:
+    """One line for each point of the pictures of topologies, averaged over runs."""
+    rows: list[list[object]] = []
+    for group in evidence.groups:
+        for arm in evidence.arms:
+            runs = evidence.of(group, arm.name)
+            found = {
+                "replaced": course(runs, 1), "explored": course(runs, 2), "dormant_actor": dormant(runs, "actor"),
+                "dormant_critic": dormant(runs, "critic"),
+            }  # fmt: skip
+            for what, points in found.items():
+                if points is not None:
+                    rows += [[group, arm.name, what, int(step), value] for step, value in zip(*points, strict=True)]
+            rows += [
+                [group, arm.name, f"input_connections.{network}", number, count]
+                for run in runs[:1]
+                for network, counts in (run.result.get("input_connections") or {}).items()
+                for number, count in enumerate(
+                    np.mean([each.result["input_connections"][network] for each in runs], axis=0)
+                )
+            ]
+    return as_csv(["group", "arm", "what", "step_or_input", "value"], rows)

@@ -1,0 +1,213 @@
+"""Means, intervals, tests and sample sizes over seeds: pure functions of arrays.
+
+Aggregates and bootstraps are rliable's (Agarwal et al. 2021, arXiv:2108.13264), whose bootstraps draw from NumPy's
+global generator; here they draw from one that is named.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rliable import library, metrics
+from scipy import stats
+
+Array = NDArray[np.float64]
+CONFIDENCE = 0.95
+_EXACT = 20_000  # splits up to which a permutation test tries them all
+MOST_SEEDS = 1_000  # beyond which a number of seeds says nothing
+
+
+class SeededBootstrap(library.StratifiedBootstrap):  # type: ignore[misc]
+    """rliable's stratified bootstrap of scores (runs, tasks, …) with a generator of its own; a run stays whole."""
+
+    def __init__(self, scores: Array, generator: np.random.Generator) -> None:
+        super().__init__(scores)
+        self._draws = generator
+
+    def update_indices(self) -> tuple[NDArray[Any], ...]:
+        """Runs drawn for each task; further axes, such as time, follow their run."""
+        shape = self._args_shape[:2] + (1,) * (len(self._args_shape) - 2)
+        return (self._draws.integers(self._num_items, size=shape), *self._strata_indices)
+
+
+class SeededIndependentBootstrap(library.StratifiedIndependentBootstrap):  # type: ignore[misc]
+    """rliable's bootstrap of two sets of scores (runs, tasks), with a generator of its own."""
+
+    def __init__(self, first: Array, second: Array, generator: np.random.Generator) -> None:
+        self._draws = generator
+        super().__init__(first, second)
+
+    def _get_indices(self, num_runs: int, array_shape: Any, strata_indices: Any) -> tuple[NDArray[Any], ...]:
+        return (self._draws.integers(num_runs, size=array_shape), *strata_indices)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % interval; the interval is missing where one run is all there is."""
+
+    value: float
+    low: float | None
+    high: float | None
+    runs: int
+    kind: str
+
+
+def expanded_levels(runs: int) -> tuple[float, float]:
+    """Levels at which to read bootstrap percentiles so that they cover 95 % with few runs.
+
+    Percentiles of a bootstrap are too narrow by √((n-1)/n), and by normal instead of Student quantiles; the expanded
+    percentile interval makes up for both (Hesterberg 2015, arXiv:1411.5279, section 3.4).
+    """
+    quantile = stats.t.ppf(0.5 + CONFIDENCE / 2, runs - 1)
+    low = float(stats.norm.cdf(-math.sqrt(runs / (runs - 1)) * quantile))
+    return low, 1 - low
+
+
+def bootstrap(
+    scores: Array, statistic: Callable[[Array], Any], generator: np.random.Generator, resamples: int
+) -> tuple[Array, Array] | None:
+    """Expanded 95 % interval of a statistic of scores (runs, tasks, …): low and high; None for a single run."""
+    if len(scores) < 2:
+        return None
+    replicates = SeededBootstrap(scores, generator).apply(lambda x: np.atleast_1d(statistic(x)), resamples)
+    return _between(replicates, len(scores))
+
+
+def _between(replicates: Array, runs: int) -> tuple[Array, Array]:
+    low, high = np.quantile(replicates, expanded_levels(runs), axis=0)
+    return low, high
+
+
+def mean_curve(scores: Array) -> Array:
+    """IQM at each time of scores (runs, tasks, times); over a single task with few runs the mean. (times,)."""
+    return scores.mean(axis=(0, 1)) if scores.shape[1] == 1 else stats.trim_mean(
+        scores.reshape(-1, scores.shape[2]), 0.25, axis=0
+    )  # fmt: skip
+
+
+def iqm(tasks: Sequence[Array], generator: np.random.Generator, resamples: int) -> Interval:
+    """Interquartile mean over all runs of all tasks; each task may have another number of runs."""
+    value = float(metrics.aggregate_iqm(np.concatenate(tasks)[:, None]))
+    fewest = min(len(each) for each in tasks)
+    if fewest < 2:
+        return Interval(value, None, None, fewest, "none: one run")
+    drawn = np.concatenate([each[_indices(len(each), generator, resamples)] for each in tasks], axis=1)
+    low, high = _between(stats.trim_mean(drawn, 0.25, axis=1), fewest)
+    return Interval(value, float(low), float(high), fewest, "expanded percentile bootstrap")
+
+
+def _indices(runs: int, generator: np.random.Generator, resamples: int) -> NDArray[np.int64]:
+    """Runs drawn for each resample, (resamples, runs)."""
+    bootstrap = SeededBootstrap(np.zeros((runs, 1)), generator)
+    return np.stack([bootstrap.update_indices()[0][:, 0] for _ in range(resamples)])
+
+
+def probability_of_improvement(
+    pairs: Sequence[tuple[Array, Array]], generator: np.random.Generator, resamples: int
+) -> Interval:
+    """Probability that a run of the first beats one of the second, ties half, averaged over tasks (Mann-Whitney)."""
+    value = float(np.mean([metrics.probability_of_improvement(x[:, None], y[:, None]) for x, y in pairs]))
+    fewest = min(min(len(x), len(y)) for x, y in pairs)
+    if fewest < 2:
+        return Interval(value, None, None, fewest, "none: one run")
+    replicates = np.zeros(resamples)
+    for x, y in pairs:
+        first, second = x[_indices(len(x), generator, resamples)], y[_indices(len(y), generator, resamples)]
+        above = (first[:, :, None] > second[:, None, :]) + 0.5 * (first[:, :, None] == second[:, None, :])
+        replicates += above.mean(axis=(1, 2)) / len(pairs)
+    low, high = _between(replicates, fewest)
+    return Interval(value, float(low), float(high), fewest, "expanded percentile bootstrap")
+
+
+def mean(values: Array) -> Interval:
+    """Mean over runs with Student's t interval."""
+    runs, value = len(values), float(np.mean(values))
+    if runs < 2:
+        return Interval(value, None, None, runs, "none: one run")
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, runs - 1) * np.std(values, ddof=1) / math.sqrt(runs))
+    return Interval(value, value - half, value + half, runs, "Student's t")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """First minus second, both over runs: Welch's interval and test. Without spread, or with one run, p is None."""
+
+    value: float
+    low: float | None
+    high: float | None
+    p: float | None
+    runs: tuple[int, int]
+
+
+def welch(first: Array, second: Array) -> Difference:
+    """Difference of two means whose spreads may differ (Welch 1947)."""
+    value, runs = float(np.mean(first) - np.mean(second)), (len(first), len(second))
+    if min(runs) < 2:
+        return Difference(value, None, None, None, runs)
+    if np.ptp(first) == np.ptp(second) == 0:  # no spread, no doubt
+        return Difference(value, value, value, 1.0 if value == 0 else 0.0, runs)
+    test = stats.ttest_ind(first, second, equal_var=False)
+    interval = test.confidence_interval(CONFIDENCE)
+    return Difference(value, float(interval.low), float(interval.high), float(test.pvalue), runs)
+
+
+def permutation(first: Array, second: Array, generator: np.random.Generator, draws: int = 10_000) -> float | None:
+    """Two-sided p of the difference of means under exchange of runs: all splits where they are few, else drawn ones."""
+    count, total = len(first), len(first) + len(second)
+    if min(count, total - count) < 2:
+        return None
+    values = np.concatenate([first, second])
+    seen = abs(np.mean(first) - np.mean(second))
+    if math.comb(total, count) <= _EXACT:
+        chosen = np.array(list(combinations(range(total), count)))
+    else:
+        chosen = generator.permuted(np.tile(np.arange(total), (draws, 1)), axis=1)[:, :count]
+    sums = values[chosen].sum(axis=1)
+    found = np.abs(sums / count - (values.sum() - sums) / (total - count))
+    extreme = int((found >= seen - 1e-9 * max(1.0, seen)).sum())
+    exact = math.comb(total, count) <= _EXACT
+    return extreme / len(chosen) if exact else (extreme + 1) / (len(chosen) + 1)
+
+
+def smallest_p(runs: tuple[int, int]) -> float:
+    """The smallest two-sided p that a permutation test of so many runs can give."""
+    return min(1.0, (2 if runs[0] == runs[1] else 1) / math.comb(sum(runs), runs[0]))
+
+
+def holm(values: Sequence[float | None]) -> list[float | None]:
+    """Adjusted p by Holm's step-down method (1979), over those that there are."""
+    known = sorted((p, index) for index, p in enumerate(values) if p is not None)
+    adjusted: list[float | None] = [None] * len(values)
+    highest = 0.0
+    for rank, (p, index) in enumerate(known):
+        highest = max(highest, min(1.0, (len(known) - rank) * p))
+        adjusted[index] = highest
+    return adjusted
+
+
+def seeds_needed(first: Array, second: Array, margin: float, tests: int) -> int | None:
+    """Runs of each arm that would settle the question, if mean and spread stayed as they are; None: too many.
+
+    The smaller of two numbers: runs with which a difference like this one is found in 80 % of studies, at level
+    0.05 / `tests`; and runs with which its 95 % interval lies within ± `margin`.
+    """
+    spread = math.sqrt((np.var(first, ddof=1) + np.var(second, ddof=1)) / 2)
+    seen = abs(float(np.mean(first) - np.mean(second)))
+    for runs in range(2, MOST_SEEDS + 1):
+        freedom, error = 2 * runs - 2, spread * math.sqrt(2 / runs)
+        critical = float(stats.t.ppf(1 - 0.025 / tests, freedom))
+        found = seen > 0 and float(stats.nct.sf(critical, freedom, seen / error)) >= 0.8
+        if found or seen + float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)) * error <= margin:
+            return runs
+    return None
+
+
+def profile(scores: Array, thresholds: Array) -> Array:
+    """Share of runs above each threshold; scores (runs, tasks)."""
+    return np.asarray(library.score_distributions(scores, thresholds), np.float64)
