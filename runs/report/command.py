@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def _title(evidence: Evidence) -> str:
 def _body(
     evidence: Evidence, asked: Sequence[Endpoint], found: list[Contrast], files: Files, options: Report
 ) -> Iterator[str]:
-    yield f"<h1>{page.escape(_title(evidence))}</h1>"
+    yield f"<h1>{escape(_title(evidence))}</h1>"
     yield page.paragraph(_summary(evidence), "quiet")
     yield page.heading("The answer")
     for group in evidence.groups:
@@ -117,17 +118,18 @@ def _body(
 def _summary(evidence: Evidence) -> str:
     arms, seeds = evidence.arms, sorted({run.seed for run in evidence.runs})
     text = f"{len(arms)} arms ({', '.join(arm.name for arm in arms)}), seeds {', '.join(map(str, seeds))}"
-    steps = {settings.get("steps") for arm in arms for settings in arm.settings.values()} - {None}
+    steps = {int(each["steps"]) for arm in arms for each in arm.settings.values() if "steps" in each}
     return text + (f", {max(steps):,} environment steps" if len(steps) == 1 else "")
 
 
 def _how_verdicts_come(endpoint: Endpoint, options: Report, found: Sequence[Contrast]) -> str:
     return (
-        f"Primary endpoint: {endpoint.label}. Percentages are of the second arm's mean. yes and no: Welch's test, p < 0.05 "
-        f"after Holm over the {len(found)} contrasts of this page; also no: the 95 % interval of the difference lies within "
-        f"± {100 * options.margin:g} % of the second arm's mean. Everything else is undecided. The seeds needed are those of "
-        "each arm with which, if mean and spread stayed as they are, the difference would be found in 80 % of studies, or "
-        "its interval would fit into that margin; they are as uncertain as the spread they come from."
+        f"Primary endpoint: {endpoint.label}. Percentages are of the second arm's mean. Yes and no: Welch's test, "
+        f"p < 0.05 after Holm over the {len(found)} contrasts of this page; no also where the 95 % interval of the "
+        f"difference lies within ± {100 * options.margin:g} % of the second arm's mean. Everything else is undecided. The "
+        "seeds needed are those of each arm with which, if mean and spread stayed as they are, the difference would be "
+        "found in 80 % of studies, or its interval would fit into that margin; they are as uncertain as the spread they "
+        "come from."
     )
 
 
@@ -137,9 +139,9 @@ def _small(evidence: Evidence, found: Sequence[Contrast]) -> str:
     if fewest >= _SMALL:
         return ""
     text = (
-        f"As few as {fewest} seed{'s' if fewest > 1 else ''} an arm is little. Intervals are Student's and Welch's t, and "
-        "where only a bootstrap will do, expanded percentiles (Hesterberg 2015): plain bootstrap percentiles at n = 5 cover "
-        "about 85 % where they say 95 %."
+        f"As few as {fewest} seed{'s' if fewest > 1 else ''} an arm is little. Intervals are Student's and Welch's t, "
+        "and where only a bootstrap will do, expanded percentiles (Hesterberg 2015): plain bootstrap percentiles at "
+        "n = 5 cover about 85 % where they say 95 %."
     )
     return " ".join(filter(None, [text, too_few_for_permutation(found)]))
 

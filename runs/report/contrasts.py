@@ -174,13 +174,19 @@ def sentence(contrast: Contrast, endpoint: Endpoint) -> str:
     """The answer in words."""
     question = f"Does {contrast.pair.first.name} do better than {contrast.pair.second.name}?"
     relative, low, high = contrast.relative
-    seen = f"{relative:+.0%}"
-    if low is not None and high is not None:
-        seen += f", 95 % interval {low:+.0%} … {high:+.0%}"
     n, m = contrast.difference.runs
-    p = "" if contrast.p_holm is None else f", p = {p_text(contrast.p_holm)} after Holm"
-    word = contrast.word.capitalize() + (f": {contrast.why}" if contrast.why else "")
-    return f"{question} {word}. {endpoint.label}: {seen} (Welch, n = {n} and {m}{p})"
+    details = [f"n = {n} and {m}"]
+    if low is not None and high is not None:
+        details.insert(0, f"95 % interval {100 * low:+.0f} … {100 * high:+.0f} % by Welch")
+    if contrast.p_holm is not None:
+        details.append(f"p {_equals(contrast.p_holm)} after Holm")
+    word = contrast.word.capitalize() + (f", {contrast.why}" if contrast.why else "")
+    return f"{question} {word}: {endpoint.label} {100 * relative:+.0f} % ({', '.join(details)})"
+
+
+def _equals(p: float) -> str:
+    text = p_text(p)
+    return text if text.startswith("<") else f"= {text}"
 
 
 def p_text(p: float | None) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from runs.report.drawing import Palette, figure, plain, short_numbers
+from runs.report.drawing import Palette, few_ticks, figure, plain, short_numbers
 from runs.report.endpoints import Endpoint
 from runs.report.loading import Evidence, Run
 from runs.report.statistics import Array, bootstrap, mean, mean_curve, profile
@@ -43,7 +44,8 @@ def draw_curves(evidence: Evidence, group: str, palette: Palette, resamples: int
     columns = min(4, max(2, len(arms)))
     rows = math.ceil(len(arms) / columns)
     made = figure(2.9 * columns, 4.2 + 2.3 * rows)
-    upper, lower = made.subfigures(2, 1, height_ratios=(4.2, 2.3 * rows))
+    parts: Any = made.subfigures(2, 1, height_ratios=(4.2, 2.3 * rows))
+    upper, lower = parts
     together = upper.subplots()
     panels = lower.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     generator = np.random.default_rng(0)
@@ -131,7 +133,7 @@ def draw_profile(scores: dict[str, Array], arms: Sequence[Arm], palette: Palette
     return made
 
 
-COSTS = {
+COSTS: dict[str, tuple[str, Callable[[dict[str, Any]], float]]] = {
     "connections": ("connections", lambda result: result["nnz_total"]),
     "bytes": ("bytes in training", lambda result: result["bytes"]["total"]),
     "flops": ("training FLOPs", lambda result: result["train_flops"]),
@@ -154,8 +156,8 @@ def draw_costs(evidence: Evidence, group: str, palette: Palette, endpoint: Endpo
             axes.plot([price], [found.value], "o", color=colour, label=arm.name)
         axes.set_xscale("log")
         plain(axes, xlabel=label)
-        short_numbers(axes.xaxis)
-        axes.xaxis.set_minor_formatter(lambda value, _: "")
+        few_ticks(axes.xaxis)
+        axes.margins(x=0.12)
     for axes in panels[:, 0]:
         axes.set_ylabel("mean return over training")
     handles, labels = panels[0, 0].get_legend_handles_labels()

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from runs.studies.plan import Arm
 
@@ -56,7 +56,7 @@ def figure(width: float, height: float) -> Figure:
 def png(made: Figure) -> bytes:
     """A figure as a PNG that is the same whenever it is made."""
     file = io.BytesIO()
-    made.savefig(file, dpi=130, format="png", metadata={"Software": None})
+    made.savefig(file, dpi=110, format="png", metadata={"Software": None})
     return file.getvalue()
 
 
@@ -71,6 +71,13 @@ def plain(axes: Axes, *, xlabel: str = "", ylabel: str = "", title: str = "") ->
 def short_numbers(axis: Any) -> None:
     """200k instead of 200000."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+
+
+def few_ticks(axis: Any) -> None:
+    """A logarithmic axis with a number at 1, 2 and 5."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    short_numbers(axis)
 
 
 def short(value: float) -> str:

@@ -57,9 +57,9 @@ def _fresh(result: dict[str, Any]) -> float | None:
 
 
 AGENTS = [
-    Endpoint("auc", "return over training (area under the curve)", area_under_curve),
-    Endpoint("final", "final return (last 10 evaluations)", final_return),
-    Endpoint("fresh", "final policy, fresh episodes", _fresh),
+    Endpoint("auc", "mean return over training", area_under_curve),
+    Endpoint("final", "final return", final_return),
+    Endpoint("fresh", "return in fresh episodes", _fresh),
 ]
 
 

@@ -14,7 +14,7 @@ from runs.report.curves import draw_endpoints
 from runs.report.drawing import Palette, short
 from runs.report.endpoints import Endpoint
 from runs.report.loading import Evidence, Run
-from runs.report.sections import Files, endpoint_table
+from runs.report.sections import Files
 from runs.report.statistics import Array, mean
 from runs.report.tables import as_csv, endpoints_csv, runs_csv
 from runs.studies.plan import folder_name
@@ -34,7 +34,6 @@ def learner_sections(evidence: Evidence, endpoints: Sequence[Endpoint], files: F
         yield page.heading(f"Accuracy and forgetting: {group}")
         yield _table(evidence, group)
         yield _floors(evidence, group)
-        yield endpoint_table(evidence, group, endpoints)
         yield files.picture(f"endpoints-{name}", draw_endpoints(evidence, group, palette, endpoints), "endpoints")
         yield page.heading(f"Task by task: {group}")
         yield page.paragraph("R: accuracy on each task after each task, mean over seeds.", "quiet")

@@ -61,12 +61,19 @@ def load(directory: Path) -> Evidence:
     """The evidence in a study directory; a `UserError` for one that holds no study or no finished run."""
     study = read_study(directory)
     runs, problems = [], list[str]()
+    absent: dict[str, list[int]] = {}
     for cell in study.cells():
         found = _result(directory, cell, study.kind)
         if isinstance(found, str):
             problems.append(found)
+        elif found is None:
+            state = "not finished" if state_of(directory, cell) == "half-done" else "missing"
+            absent.setdefault(f"{state}: {cell.group} {cell.arm.name}", []).append(cell.seed)
         else:
             runs.append(Run(cell.group, cell.arm, cell.seed, found))
+    problems += [
+        f"{what} seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}" for what, seeds in absent.items()
+    ]
     problems += _strangers(directory, study)
     if not runs:
         raise UserError(
@@ -78,13 +85,13 @@ def load(directory: Path) -> Evidence:
     return Evidence(directory, study, runs, problems + _unequal(evidence))
 
 
-def _result(directory: Path, cell: Cell, kind: str) -> dict[str, Any] | str:
-    """A run's result, or a line that says why there is none."""
+def _result(directory: Path, cell: Cell, kind: str) -> dict[str, Any] | str | None:
+    """A run's result, None if there is none yet, or a line that says what is wrong with it."""
     state = state_of(directory, cell)
     if state == "failed":
         return f"failed: {cell.name}: {error_of(directory, cell)}"
     if state != "finished":
-        return f"{'not finished' if state == 'half-done' else 'missing'}: {cell.name}"
+        return None
     path = directory / cell.path / "result.json"
     try:
         result = read_json(path, "result of a run")

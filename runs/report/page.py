@@ -17,7 +17,7 @@ body { margin: 0 auto; padding: 1.2rem; max-width: 72rem; background: var(--pape
 h1 { font-size: 1.5rem; margin: 0 0 .2rem; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
 h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
-p, li { max-width: 52rem; overflow-wrap: anywhere; }
+p, li { max-width: 52rem; overflow-wrap: break-word; }
 .quiet { color: var(--quiet); font-size: .9rem; }
 .answers { list-style: none; padding: 0; }
 .answers li { max-width: none; padding: .45rem .7rem; margin: .35rem 0; background: var(--soft); border-radius: .3rem;

@@ -26,6 +26,12 @@ from runs.report.tables import (
 from runs.report.topologies import course, dormant, draw_degrees, draw_inputs, draw_search
 from runs.studies.plan import folder_name
 
+_MEANING = (
+    "Mean over runs with its 95 % interval (Student's t). Mean return over training is the area under the curve of "
+    "evaluations divided by its steps; final return the mean of the last ten evaluations; fresh episodes are played by the "
+    "final policy, with starts that training never saw."
+)
+
 
 @dataclass
 class Files:
@@ -107,7 +113,7 @@ def endpoint_table(evidence: Evidence, group: str, endpoints: Sequence[Endpoint]
         for arm in evidence.arms
         if evidence.of(group, arm.name)
     ]
-    return page.table(["arm", *(f"{endpoint.label} (95 %, Student's t)" for endpoint in endpoints)], rows)
+    return page.table(["arm", *(endpoint.label for endpoint in endpoints)], rows) + page.paragraph(_MEANING, "quiet")
 
 
 def normalised(evidence: Evidence, endpoint: Endpoint) -> tuple[dict[str, list[Array]], str]:

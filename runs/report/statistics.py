@@ -121,6 +121,8 @@ def probability_of_improvement(
         first, second = x[_indices(len(x), generator, resamples)], y[_indices(len(y), generator, resamples)]
         above = (first[:, :, None] > second[:, None, :]) + 0.5 * (first[:, :, None] == second[:, None, :])
         replicates += above.mean(axis=(1, 2)) / len(pairs)
+    if value in (0.0, 1.0):  # every resample says the same, which is no certainty
+        return Interval(value, None, None, fewest, "none: all runs of one are above those of the other")
     low, high = _between(replicates, fewest)
     return Interval(value, float(low), float(high), fewest, "expanded percentile bootstrap")
 
@@ -163,7 +165,7 @@ def permutation(first: Array, second: Array, generator: np.random.Generator, dra
     if min(count, total - count) < 2:
         return None
     values = np.concatenate([first, second])
-    seen = abs(np.mean(first) - np.mean(second))
+    seen = abs(float(np.mean(first) - np.mean(second)))
     if math.comb(total, count) <= _EXACT:
         chosen = np.array(list(combinations(range(total), count)))
     else:
