@@ -74,6 +74,7 @@ def _build(
         distribution=settings.distribution,
         dense=settings.dense,
         init=settings.init,
+        norm=settings.norm,
         drop_fraction=settings.drop_fraction,
         period=settings.period,
         schedule=settings.schedule,

@@ -93,9 +93,9 @@ def _floors(evidence: Evidence, group: str) -> str:
     methods = {arm.method for arm in evidence.arms if evidence.of(group, arm.name)}
     there = [f"{name} ({what})" for name, what in _FLOORS.items() if name in methods]
     absent = [name for name in _FLOORS if name not in methods]
-    text = f"Percent, mean ± 95 % interval (Student's t). To know the floor and the ceiling: {', '.join(there)}." if there else (
-        "Percent, mean ± 95 % interval (Student's t)."
-    )  # fmt: skip
+    text = "Percent, mean ± 95 % interval (Student's t)."
+    if there:
+        text += f" To know the floor and the ceiling: {', '.join(there)}."
     if absent:
         text += f" Not in this study: {', '.join(absent)}; add them with --strategies {','.join(absent)}."
     return page.paragraph(text, "quiet")

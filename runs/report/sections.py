@@ -28,8 +28,8 @@ from runs.studies.plan import folder_name
 
 _MEANING = (
     "Mean over runs with its 95 % interval (Student's t). Mean return over training is the area under the curve of "
-    "evaluations divided by its steps; final return the mean of the last ten evaluations; fresh episodes are played by the "
-    "final policy, with starts that training never saw."
+    "evaluations divided by its steps; final return the mean of the last ten evaluations; fresh episodes are played by "
+    "the final policy, with starts that training never saw."
 )
 
 
