@@ -63,6 +63,10 @@ class SparseTD3(TD3):
         backend: what multiplies, a name from `sparse_core.BACKENDS`, or one for every sparse layer by the layer's
             name (see `backends`). `"auto"` measures once which is fastest, for `batch_size` and torch's present
             thread count; what it found is saved with the agent.
+        norm: `"layer"` puts layer normalisation (Ba et al. 2016, arXiv:1607.06450; with scale and shift, torch's
+            defaults) after each hidden linear layer and before its activation, in actor and critics, as recent
+            networks do (DroQ, arXiv:2110.02034; BRO, arXiv:2405.16158; SB3's `create_mlp` with `post_linear_modules`). Layers are then
+            called as SB3 would call them: `actor.mu.3` is the second linear one. `"none"` by default.
         **kwargs: as in SB3.
 
     Raises:
@@ -92,6 +96,7 @@ class SparseTD3(TD3):
         capture_batches: int = 1,
         total_updates: int | None = None,
         backend: str | Mapping[str, str] = "auto",
+        norm: str = "none",
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -99,7 +104,7 @@ class SparseTD3(TD3):
             sparsity=sparsity, topology=topology, actor_sparsity=actor_sparsity, critic_sparsity=critic_sparsity,
             distribution=distribution, dense=(dense,) if isinstance(dense, (str, int)) else tuple(dense), init=init,
             drop_fraction=drop_fraction, period=period, schedule=schedule, stop=stop,
-            capture_batches=capture_batches, total_updates=total_updates, backend=backend,
+            capture_batches=capture_batches, total_updates=total_updates, backend=backend, norm=norm,
         )  # fmt: skip
         _check_policy(policy)
         if env is not None:  # None: `load` without one

@@ -17,14 +17,17 @@ from numba import carray, njit, prange  # type: ignore[attr-defined]
 from sparse_core.dense_kernels import dense_backward_inputs_block, dense_backward_values_block, dense_forward_block
 from sparse_core.fused import adam_block, polyak_block
 from sparse_core.kernels import backward_inputs_block, backward_values_block, forward_block, row_boundary
+from sparse_core.normalisation import normalise_backward_block, normalise_block, normalise_parameters_block
 from sparse_core.vectors import UNIT, VECTOR_BYTES, pointer, vector_sum
 
 # One layer: a row of int64. A dense one has no connections to speak of (NNZ 0, no indices): VALUES is its matrix.
+# Where a layer normalisation comes between it and its ReLU, NORMALISED is the address of what comes out, else 0.
 (
     OUT, IN, NNZ, POINTER, COLUMNS, VALUES, BIAS, RELU, TRANSPOSE_POINTER, TRANSPOSE_COLUMNS, TRANSPOSE_ORDER,
     X, Y, DX, DY, GATED, DVALUES, DBIAS, DENSE,
-) = range(19)  # fmt: skip
-FIELDS = 19
+    NORMALISED, DNORMALISED, MEAN, RSTD, SCALE, SHIFT, DSCALE, DSHIFT,
+) = range(27)  # fmt: skip
+FIELDS = 27
 
 # One tensor that an optimizer updates.
 VALUE, GRADIENT, FIRST, SECOND, AGES, ENTRIES, ENTRY_AGES = range(7)
@@ -74,11 +77,18 @@ def forward_slice(layers: Any, batch: Any, start: Any, stop: Any, like: Any) -> 
         if row[DENSE]:
             weight = matrix_at(row[VALUES], row[OUT], row[IN], like)
             dense_forward_block(y, x, weight, bias, relu, 0, row[OUT], start, stop)
-            continue
-        forward_block(
-            y, x, vector_at(row[POINTER], row[OUT] + 1, np.int64(0)), vector_at(row[COLUMNS], row[NNZ], np.int32(0)),
-            vector_at(row[VALUES], row[NNZ], like), bias, relu, 0, row[OUT], start, stop,
-        )  # fmt: skip
+        else:
+            row_pointer = vector_at(row[POINTER], row[OUT] + 1, np.int64(0))
+            forward_block(
+                y, x, row_pointer, vector_at(row[COLUMNS], row[NNZ], np.int32(0)),
+                vector_at(row[VALUES], row[NNZ], like), bias, relu, 0, row[OUT], start, stop,
+            )  # fmt: skip
+        if row[NORMALISED]:
+            normalise_block(
+                matrix_at(row[NORMALISED], row[OUT], batch, like), y, vector_at(row[MEAN], batch, like),
+                vector_at(row[RSTD], batch, like), vector_at(row[SCALE], row[OUT], like),
+                vector_at(row[SHIFT], row[OUT], like), start, stop,
+            )  # fmt: skip
 
 
 @serial
@@ -91,6 +101,12 @@ def backward_slice(
         begin, end = (first_input, last_input) if number == 0 else (0, row[IN])
         dx, dy = matrix_at(row[DX], row[IN], batch, like), matrix_at(row[DY], row[OUT], batch, like)
         gate = matrix_at(row[X], row[IN] if row[GATED] else 0, batch, like)
+        if row[NORMALISED]:
+            normalise_backward_block(
+                dy, matrix_at(row[DNORMALISED], row[OUT], batch, like), matrix_at(row[Y], row[OUT], batch, like),
+                vector_at(row[MEAN], batch, like), vector_at(row[RSTD], batch, like),
+                vector_at(row[SCALE], row[OUT], like), start, stop,
+            )  # fmt: skip
         if row[DENSE]:
             weight = matrix_at(row[VALUES], row[OUT], row[IN], like)
             dense_backward_inputs_block(dx, dy, weight, gate, begin, end, start, stop)
@@ -105,7 +121,7 @@ def backward_slice(
 
 @serial
 def gradient_part(layers: Any, batch: Any, part: Any, parts: Any, like: Any) -> None:
-    """Gradients of one part of every layer's values and biases."""
+    """Gradients of one part of every layer's values and biases, and of the scales and shifts after it."""
     for number in range(layers.shape[0]):
         row = layers[number]
         x, dy = matrix_at(row[X], row[IN], batch, like), matrix_at(row[DY], row[OUT], batch, like)
@@ -122,6 +138,12 @@ def gradient_part(layers: Any, batch: Any, part: Any, parts: Any, like: Any) -> 
         dbias = vector_at(row[DBIAS], row[OUT], like)
         for output in range(first, last):
             dbias[output] = vector_sum(row[DY] + output * batch * dy.itemsize, batch, like)  # type: ignore[call-arg]
+        if row[NORMALISED]:
+            normalise_parameters_block(
+                vector_at(row[DSCALE], row[OUT], like), vector_at(row[DSHIFT], row[OUT], like),
+                matrix_at(row[DNORMALISED], row[OUT], batch, like), matrix_at(row[Y], row[OUT], batch, like),
+                vector_at(row[MEAN], batch, like), vector_at(row[RSTD], batch, like), first, last,
+            )  # fmt: skip
 
 
 @serial
