@@ -19,6 +19,7 @@ from sparse_core import csr, passes
 from sparse_core.kernels import threads_for
 from sparse_core.layers import SparseLinear
 from sparse_core.normalisation import EPSILON
+from sparse_core.vectors import UNIT, VECTOR_BYTES
 
 Linear = SparseLinear | nn.Linear
 INDEX = np.uint16(0)  # the type of transposed columns that passes are compiled for
@@ -142,7 +143,7 @@ class Step:
     @property
     def passed(self) -> tuple[Tensor, Tensor]:
         """What the next layer reads, and where it puts the gradient of that."""
-        return (self.y, self.dy) if self.normed is None else (self.normed.y, self.normed.dy)
+        return self.y if self.normed is None else self.normed.y, self.dy
 
     def row(self) -> tuple[list[int], list[Tensor]]:
         """The layer as compiled passes take it, and all that it points to."""
@@ -175,7 +176,7 @@ class Step:
 
 
 class Normed:
-    """What comes between a layer of one network and the next: normalisation and ReLU, (features, batch)."""
+    """What comes between a layer of one network and the next: normalisation and ReLU."""
 
     def __init__(self, norm: nn.LayerNorm, z: Tensor, trained: bool, like: Normed | None) -> None:
         self.norm = norm
@@ -183,16 +184,17 @@ class Normed:
         self.scale_gradient, self.shift_gradient = (
             torch.empty_like(tensor) if trained else tensor[:0] for tensor in (self.scale, self.shift)
         )
-        self.y = torch.empty_like(z) if like is None else like.y
-        self.dy = torch.empty_like(z) if trained else self.y
-        self.mean, self.rstd = (z.new_empty(z.shape[1]) for _ in range(2)) if like is None else (like.mean, like.rstd)
+        units = -(-z.nbytes // (len(z) * UNIT * VECTOR_BYTES)) if trained else 0
+        self.y = torch.empty_like(z) if trained else z  # z is asked for again in the backward pass
+        self.statistics = z.new_empty(4, z.shape[1]) if like is None else like.statistics
+        self.parts = z.new_empty(units, 2, len(z))
 
     def places(self) -> dict[int, Tensor]:
         """What compiled passes are told of it."""
         return {
-            passes.NORMALISED: self.y, passes.DNORMALISED: self.dy, passes.MEAN: self.mean, passes.RSTD: self.rstd,
-            passes.SCALE: self.scale, passes.SHIFT: self.shift,
-            passes.DSCALE: self.scale_gradient, passes.DSHIFT: self.shift_gradient,
+            passes.NORMALISED: self.y, passes.STATISTICS: self.statistics, passes.SCALE: self.scale,
+            passes.SHIFT: self.shift, passes.PARTS: self.parts, passes.DSCALE: self.scale_gradient,
+            passes.DSHIFT: self.shift_gradient,
         }  # fmt: skip
 
 
@@ -265,12 +267,17 @@ class FusedNetworks:
             if step.scratch is not None and isinstance(step.layer, SparseLinear)
         ]
         dense = self._rows[:, :, passes.DENSE] * self._rows[:, :, passes.OUT] * self._rows[:, :, passes.IN]
+        self._normalised = bool(self._rows[:, :, passes.NORMALISED].any())
         self._work = self.batch * int(dense.sum() + self._rows[:, :, passes.NNZ].sum())
 
     def _slices(self) -> int:
         """Into how many parts each network's work is cut; 0 for one thread alone."""
         threads = threads_for(self._work)
-        return 0 if threads == 1 else -(-threads // len(self._rows))
+        if threads == 1:
+            return 0
+        # A normalisation's sums over the batch are by whole units: a batch of less than one is not cut.
+        whole = self._normalised and self.inputs[0].nbytes < UNIT * VECTOR_BYTES
+        return 1 if whole else -(-threads // len(self._rows))
 
     def forward(self) -> None:
         """Compute `outputs` from `inputs`."""

@@ -1,8 +1,12 @@
 """Compiled blocks of layer normalisation and the ReLU after it, on feature-major arrays (features, batch).
 
 Every batch entry is normalised over its features, in one order of summation however the batch is cut. A block works
-on batch entries start … stop-1, in one thread; `passes` calls it between two layers. The normalised numbers x̂ are not
-kept: z, the layer's outputs, with their mean and 1 / √(variance + ε) are enough to have them again.
+on batch entries start … stop-1, in one thread. Wide layers are larger than caches, so `passes` asks for the sums over
+features a few rows at a time, right after the product that made those rows; one walk over all of them follows. The
+normalised numbers x̂ are not kept: z, the layer's outputs, with their mean and 1 / √(variance + ε) give them again.
+
+`statistics` (4, batch) holds what is known of each entry: the mean of z; its summed squared deviations, then
+1 / √(variance + ε); in the backward pass Σ g and Σ g (z - mean).
 
 As `kernels`: importing this file imports Numba, whose cache knows this file's date only.
 """
@@ -18,217 +22,288 @@ from numba.extending import intrinsic
 from sparse_core.vectors import I32, I64, UNIT, VECTOR_BYTES, Lanes, by_tile, loop, sum_each
 
 EPSILON = 1e-5  # torch's default, and the only one that is compiled
+CHUNK = 16  # features whose squared deviations are taken from their own mean, twice read while near
 TILES = tuple(range(1, UNIT + 1))
 
 serial = njit(cache=True, nogil=True, error_model="numpy")
 
 
 class Features:
-    """Emits walks over the features of a tile: vectors of the batch that begin at the same entry in every row."""
+    """Emits walks over features of a tile: vectors of the batch that begin at the same entry in every row."""
 
     def __init__(self, at: Lanes, stride: Any, rows: Any, masks: list[Any]) -> None:
         self.at, self.stride, self.rows, self.masks = at, stride, rows, masks
         self.builder = at.builder
-        self.count = at.splat(self.builder.sitofp(rows, at.scalar))
 
     def read(self, address: Any, row: Any | None = None) -> list[Any]:
         """The tile's vectors of one row, or of an array (batch,)."""
-        place = address if row is None else self.place(address, row)
+        place = address if row is None else self.builder.add(address, self.builder.mul(row, self.stride))
         return [self.at.load(place, i, mask) for i, mask in enumerate(self.masks)]
 
     def write(self, values: list[Any], address: Any, row: Any | None = None) -> None:
         """Put the tile's vectors there."""
-        place = address if row is None else self.place(address, row)
+        place = address if row is None else self.builder.add(address, self.builder.mul(row, self.stride))
         for i, (value, mask) in enumerate(zip(values, self.masks, strict=True)):
             self.at.store(value, place, i, mask)
 
-    def place(self, address: Any, row: Any) -> Any:
-        """Where the tile begins in this row."""
-        return self.builder.add(address, self.builder.mul(row, self.stride))
+    def centred(self, z: Any, row: Any, means: list[Any]) -> list[Any]:
+        """Z - mean in this row."""
+        return [self.builder.fsub(value, mean) for value, mean in zip(self.read(z, row), means, strict=True)]
 
-    def means(self, sets: int, body: Any) -> list[Any]:
-        """Averages over the features of what `body(row, sums)` adds up, `sets` of them for each vector."""
-        _, sums = loop(self.builder, I64(0), self.rows, 1, [self.at.zero] * (sets * len(self.masks)), body)
-        return [self.builder.fdiv(total, self.count) for total in sums]
+    def walk(self, carried: list[Any], body: Any) -> list[Any]:
+        """`carried = body(row, carried)` for every row; what it ends with."""
+        return loop(self.builder, I64(0), self.rows, 1, carried, body)[1]
 
-    def each(self, body: Any) -> None:
-        """`body(row)` for every feature."""
 
-        def step(row: Any, _: list[Any]) -> list[Any]:
-            body(row)
-            return []
-
-        loop(self.builder, I64(0), self.rows, 1, [], step)
+def number(builder: Any, at: Lanes, count: Any) -> Any:
+    """An integer as a vector of floats."""
+    return at.splat(builder.sitofp(count, at.scalar))
 
 
 @intrinsic
-def normalised_tile(typing, y, z, stride, mean, rstd, scale, shift, rows, count, like):  # type: ignore[no-untyped-def]
-    """One tile of y = max(scale · (z - mean) · rstd + shift, 0), whose mean and rstd it works out and writes down.
+def statistics_tile(typing, z, stride, mean, squares, before, rows, count, like):  # type: ignore[no-untyped-def]
+    """Take `rows` more features, after `before` others, into mean and summed squared deviations of a tile of z.
 
-    Arguments: addresses of y and z at the tile's first batch entry, bytes from one row to the next, addresses of that
-    entry's mean and rstd, and of all scales and shifts; features; batch entries; any number of the element type.
+    Arguments: address of z at the first of these rows and the tile's first batch entry, bytes from one row to the
+    next; addresses of that entry's mean and sum; features; batch entries; any number of the element type.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        y, z, stride, mean, rstd, scale, shift, rows, count, _ = arguments
+        z, stride, mean, squares, before, rows, count, _ = arguments
         at = Lanes(context, builder, signature.args[-1])
-        one, epsilon = (ir.Constant(at.vector, [number] * at.count) for number in (1.0, EPSILON))
+        own, earlier = number(builder, at, rows), number(builder, at, before)
+        share = builder.fdiv(own, builder.fadd(own, earlier))
+        is_first = builder.icmp_signed("==", before, I64(0))
 
         def tile(vectors: int, masks: list[Any]) -> None:
             features = Features(at, stride, rows, masks)
-
-            def centred(row: Any) -> list[Any]:
-                return [builder.fsub(value, m) for value, m in zip(features.read(z, row), means, strict=True)]
 
             def add(row: Any, sums: list[Any]) -> list[Any]:
                 return [builder.fadd(total, value) for total, value in zip(sums, features.read(z, row), strict=True)]
 
             def add_squares(row: Any, sums: list[Any]) -> list[Any]:
-                return [at.fma(value, value, total) for total, value in zip(sums, centred(row), strict=True)]
+                deviations = features.centred(z, row, means)
+                return [at.fma(value, value, total) for total, value in zip(sums, deviations, strict=True)]
 
-            def put(row: Any) -> None:
-                factor, offset = at.splat(at.element(scale, row)), at.splat(at.element(shift, row))
-                values = [builder.fmul(value, d) for value, d in zip(centred(row), rstds, strict=True)]
-                values = [at.fma(factor, value, offset) for value in values]
-                is_below = [builder.fcmp_ordered("<", value, at.zero) for value in values]  # false for NaN
-                opened = [builder.select(low, at.zero, value) for low, value in zip(is_below, values, strict=True)]
-                features.write(opened, y, row)
-
-            means = features.means(1, add)
-            variances = features.means(1, add_squares)
-            rstds = [builder.fdiv(one, at.sqrt(builder.fadd(variance, epsilon))) for variance in variances]
-            features.write(means, mean)
-            features.write(rstds, rstd)
-            features.each(put)
+            means = [builder.fdiv(total, own) for total in features.walk([at.zero] * vectors, add)]
+            sums = features.walk([at.zero] * vectors, add_squares)
+            results: tuple[list[Any], list[Any]] = ([], [])
+            for m, s, old_m, old_s in zip(means, sums, features.read(mean), features.read(squares), strict=True):
+                step = builder.fsub(m, old_m)
+                moved = at.fma(step, share, old_m)
+                joined = at.fma(builder.fmul(step, step), builder.fmul(share, earlier), builder.fadd(s, old_s))
+                results[0].append(builder.select(is_first, m, moved))  # what was there before may be anything
+                results[1].append(builder.select(is_first, s, joined))
+            features.write(results[0], mean)
+            features.write(results[1], squares)
 
         by_tile(builder, at, count, tile, TILES)
-        return context.get_dummy_value()
-
-    return types.void(*(types.int64,) * 9, like), codegen
-
-
-@intrinsic
-def gradient_tile(typing, dz, dy, z, stride, mean, rstd, scale, rows, count, like):  # type: ignore[no-untyped-def]
-    """One tile of dz = rstd · (g - ⟨g⟩ - x̂ ⟨g x̂⟩) with g = scale · dy and ⟨⟩ the average over features.
-
-    Arguments as for `normalised_tile`; dy is zero already where the ReLU was closed.
-    """
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        dz, dy, z, stride, mean, rstd, scale, rows, count, _ = arguments
-        at = Lanes(context, builder, signature.args[-1])
-
-        def tile(vectors: int, masks: list[Any]) -> None:
-            features = Features(at, stride, rows, masks)
-            means, rstds = features.read(mean), features.read(rstd)
-
-            def centred(row: Any) -> list[Any]:
-                return [builder.fsub(value, m) for value, m in zip(features.read(z, row), means, strict=True)]
-
-            def add(row: Any, sums: list[Any]) -> list[Any]:
-                factor = at.splat(at.element(scale, row))
-                g = [builder.fmul(factor, value) for value in features.read(dy, row)]
-                plain = [builder.fadd(total, value) for total, value in zip(sums[:vectors], g, strict=True)]
-                products = zip(sums[vectors:], g, centred(row), strict=True)
-                return plain + [at.fma(value, other, total) for total, value, other in products]
-
-            def put(row: Any) -> None:
-                factor = at.splat(at.element(scale, row))
-                g = [at.fma(factor, value, less) for value, less in zip(features.read(dy, row), level, strict=True)]
-                parts = zip(centred(row), slope, g, rstds, strict=True)
-                features.write(
-                    [builder.fmul(at.fma(value, less, rest), d) for value, less, rest, d in parts], dz, row
-                )
-
-            averages = features.means(2, add)
-            level = [builder.fneg(value) for value in averages[:vectors]]
-            slope = [
-                builder.fneg(builder.fmul(builder.fmul(value, d), d))
-                for value, d in zip(averages[vectors:], rstds, strict=True)
-            ]
-            features.each(put)
-
-        by_tile(builder, at, count, tile, TILES)
-        return context.get_dummy_value()
-
-    return types.void(*(types.int64,) * 9, like), codegen
-
-
-@intrinsic
-def parameter_gradients(typing, dscale, dshift, dy, z, mean, rstd, count, like):  # type: ignore[no-untyped-def]
-    """One feature's sums over the batch, dscale = Σ dy x̂ and dshift = Σ dy; all arguments but the last two are addresses."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        dscale, dshift, dy, z, mean, rstd, count, _ = arguments
-        at = Lanes(context, builder, signature.args[-1])
-
-        def add(k: Any, sums: list[Any], mask: Any = None) -> list[Any]:
-            offset = builder.mul(k, I64(at.bytes))
-            half, results = len(sums) // 2, []
-            for i in range(half):
-                d, value, m, r = (at.load(builder.add(array, offset), i, mask) for array in (dy, z, mean, rstd))
-                x = builder.fmul(builder.fsub(value, m), r)
-                results += [at.fma(d, x, sums[2 * i]), builder.fadd(sums[2 * i + 1], d)]
-            return results
-
-        k, sums = loop(builder, I64(0), count, 4 * at.count, [at.zero] * 8, add)
-        while len(sums) > 2:
-            half = len(sums) // 2
-            sums = [builder.fadd(sums[i], sums[half + i]) for i in range(half)]
-        k, sums = loop(builder, k, count, at.count, sums, add)
-        scales, shifts = add(k, sums, at.mask(builder.sub(count, k)))
-        both = sum_each(builder, at, [scales, shifts, scales, shifts])
-        for number, address in enumerate((dscale, dshift)):
-            total = builder.extract_element(both, I32(number))
-            builder.store(total, builder.inttoptr(address, ir.PointerType()), align=at.bytes)
         return context.get_dummy_value()
 
     return types.void(*(types.int64,) * 7, like), codegen
 
 
+@intrinsic
+def normalised_tile(typing, y, z, stride, mean, rstd, scale, shift, rows, count, like):  # type: ignore[no-untyped-def]
+    """One tile of y = max(scale · (z - mean) · rstd + shift, 0); `rstd` comes as summed squared deviations.
+
+    Arguments: addresses of y (which may be z) and z at the tile's first batch entry, bytes from one row to the next,
+    addresses of that entry's mean and rstd, and of all scales and shifts; the rest as for `statistics_tile`.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        y, z, stride, mean, rstd, scale, shift, rows, count, _ = arguments
+        at = Lanes(context, builder, signature.args[-1])
+        one, epsilon = (ir.Constant(at.vector, [value] * at.count) for value in (1.0, EPSILON))
+        width = number(builder, at, rows)
+
+        def tile(vectors: int, masks: list[Any]) -> None:
+            features = Features(at, stride, rows, masks)
+
+            def put(row: Any, _: list[Any]) -> list[Any]:
+                factor, offset = at.splat(at.element(scale, row)), at.splat(at.element(shift, row))
+                opened = []
+                for value, inverse in zip(features.centred(z, row, means), inverses, strict=True):
+                    result = at.fma(factor, builder.fmul(value, inverse), offset)
+                    is_below = builder.fcmp_ordered("<", result, at.zero)  # false for NaN, which passes
+                    opened.append(builder.select(is_below, at.zero, result))
+                features.write(opened, y, row)
+                return []
+
+            means = features.read(mean)
+            variances = [builder.fdiv(squares, width) for squares in features.read(rstd)]
+            inverses = [builder.fdiv(one, at.sqrt(builder.fadd(variance, epsilon))) for variance in variances]
+            features.write(inverses, rstd)
+            features.walk([], put)
+
+        by_tile(builder, at, count, tile, TILES)
+        return context.get_dummy_value()
+
+    return types.void(*(types.int64,) * 9, like), codegen
+
+
+@intrinsic
+def gradient_sums_tile(  # type: ignore[no-untyped-def]
+    typing, dy, z, stride, mean, rstd, level, slope, scale, dscale, dshift, before, rows, count, like
+):
+    """Take `rows` more features into a tile's Σ g and Σ g (z - mean), with g = scale · dy.
+
+    Their own sums over the tile go to `dscale` (Σ dy x̂) and `dshift` (Σ dy). Those, and `scale`, are addresses of
+    the first of these features; the rest as for `statistics_tile`.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        dy, z, stride, mean, rstd, level, slope, scale, dscale, dshift, before, rows, count, _ = arguments
+        at = Lanes(context, builder, signature.args[-1])
+        is_first = builder.icmp_signed("==", before, I64(0))
+
+        def put(value: Any, address: Any, row: Any) -> None:
+            place = builder.inttoptr(builder.add(address, builder.mul(row, I64(at.bytes))), ir.PointerType())
+            builder.store(value, place, align=at.bytes)
+
+        def tile(vectors: int, masks: list[Any]) -> None:
+            features = Features(at, stride, rows, masks)
+            means, inverses = features.read(mean), features.read(rstd)
+
+            def add(row: Any, sums: list[Any]) -> list[Any]:
+                factor, scales, shifts = at.splat(at.element(scale, row)), at.zero, at.zero
+                levels, slopes = [], []
+                parts = zip(
+                    features.read(dy, row), features.centred(z, row, means), inverses, sums[:vectors], sums[vectors:],
+                    strict=True,
+                )  # fmt: skip
+                for gradient, deviation, inverse, first, second in parts:
+                    product = builder.fmul(gradient, deviation)
+                    levels.append(at.fma(factor, gradient, first))
+                    slopes.append(at.fma(factor, product, second))
+                    scales, shifts = at.fma(product, inverse, scales), builder.fadd(shifts, gradient)
+                both = sum_each(builder, at, [scales, shifts, scales, shifts])
+                put(builder.extract_element(both, I32(0)), dscale, row)
+                put(builder.extract_element(both, I32(1)), dshift, row)
+                return levels + slopes
+
+            begun = [builder.select(is_first, at.zero, old) for old in features.read(level) + features.read(slope)]
+            sums = features.walk(begun, add)
+            features.write(sums[:vectors], level)
+            features.write(sums[vectors:], slope)
+
+        by_tile(builder, at, count, tile, TILES)
+        return context.get_dummy_value()
+
+    return types.void(*(types.int64,) * 13, like), codegen
+
+
+@intrinsic
+def gradient_tile(  # type: ignore[no-untyped-def]
+    typing, dy, z, stride, mean, rstd, level, slope, scale, rows, count, like
+):
+    """One tile of dz = rstd · (g - ⟨g⟩ - x̂ ⟨g x̂⟩) in the place of dy, with ⟨⟩ the average over features.
+
+    Arguments as for `gradient_sums_tile`, whose sums are complete.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        dy, z, stride, mean, rstd, level, slope, scale, rows, count, _ = arguments
+        at = Lanes(context, builder, signature.args[-1])
+        width = builder.fneg(number(builder, at, rows))
+
+        def tile(vectors: int, masks: list[Any]) -> None:
+            features = Features(at, stride, rows, masks)
+            means, inverses = features.read(mean), features.read(rstd)
+            levels = [builder.fdiv(total, width) for total in features.read(level)]
+            slopes = [
+                builder.fmul(builder.fmul(builder.fdiv(total, width), inverse), inverse)
+                for total, inverse in zip(features.read(slope), inverses, strict=True)
+            ]
+
+            def put(row: Any, _: list[Any]) -> list[Any]:
+                factor, results = at.splat(at.element(scale, row)), []
+                parts = zip(
+                    features.read(dy, row), features.centred(z, row, means), levels, slopes, inverses, strict=True
+                )
+                for gradient, deviation, less, tilt, inverse in parts:
+                    results.append(builder.fmul(at.fma(deviation, tilt, at.fma(factor, gradient, less)), inverse))
+                features.write(results, dy, row)
+                return []
+
+            features.walk([], put)
+
+        by_tile(builder, at, count, tile, TILES)
+        return context.get_dummy_value()
+
+    return types.void(*(types.int64,) * 10, like), codegen
+
+
 @serial
-def normalise_block(
-    y: Any, z: Any, mean: Any, rstd: Any, scale: Any, shift: Any, start: Any, stop: Any
-) -> None:
-    """Batch entries start … stop-1 of y = relu(scale · x̂ + shift), and of the mean and rstd that make x̂ of z."""
-    size = z.itemsize
-    stride = z.shape[1] * size
+def statistics_block(z: Any, statistics: Any, first_row: Any, last_row: Any, start: Any, stop: Any) -> None:
+    """Take these rows of z into mean and squared deviations; rows come in order, `CHUNK` or a multiple at a time."""
+    size, stride = z.itemsize, z.shape[1] * z.itemsize
     while start < stop:
         end, offset = min(stop, start + UNIT * VECTOR_BYTES // size), start * size
-        normalised_tile(  # type: ignore[call-arg]  # Numba itself gives the first argument
-            y.ctypes.data + offset, z.ctypes.data + offset, stride, mean.ctypes.data + offset,
-            rstd.ctypes.data + offset, scale.ctypes.data, shift.ctypes.data, z.shape[0], end - start,
-            z.dtype.type(0),
+        known = statistics.ctypes.data + offset
+        for row in range(first_row, last_row, CHUNK):
+            statistics_tile(  # type: ignore[call-arg]  # Numba itself gives the first argument
+                z.ctypes.data + offset + row * stride, stride, known, known + stride, row, min(CHUNK, last_row - row),
+                end - start, z.dtype.type(0),
+            )  # fmt: skip
+        start = end
+
+
+@serial
+def normalise_block(y: Any, z: Any, statistics: Any, scale: Any, shift: Any, start: Any, stop: Any) -> None:
+    """After `statistics_block` of all rows: y = relu(scale · x̂ + shift); y may be z."""
+    size, stride = z.itemsize, z.shape[1] * z.itemsize
+    while start < stop:
+        end, offset = min(stop, start + UNIT * VECTOR_BYTES // size), start * size
+        known = statistics.ctypes.data + offset
+        normalised_tile(  # type: ignore[call-arg]
+            y.ctypes.data + offset, z.ctypes.data + offset, stride, known, known + stride, scale.ctypes.data,
+            shift.ctypes.data, z.shape[0], end - start, z.dtype.type(0),
         )  # fmt: skip
         start = end
 
 
 @serial
-def normalise_backward_block(
-    dz: Any, dy: Any, z: Any, mean: Any, rstd: Any, scale: Any, start: Any, stop: Any
+def gradient_sums_block(
+    dy: Any, z: Any, statistics: Any, scale: Any, parts: Any, first_row: Any, last_row: Any, start: Any, stop: Any
 ) -> None:
-    """Batch entries start … stop-1 of dz, for a dy that the ReLU has gated."""
-    size = z.itemsize
-    stride = z.shape[1] * size
+    """Take these rows of dy, which the ReLU has gated, into the sums over features; rows come in order.
+
+    `parts` (units, 2, features) takes their sums over each unit of the batch: for scale, and for shift.
+    """
+    size, stride = z.itemsize, z.shape[1] * z.itemsize
+    unit = UNIT * VECTOR_BYTES // size
+    while start < stop:
+        end, offset = min(stop, start + unit), start * size
+        known = statistics.ctypes.data + offset
+        own = parts.ctypes.data + (start // unit * 2 * z.shape[0] + first_row) * size
+        gradient_sums_tile(  # type: ignore[call-arg]
+            dy.ctypes.data + offset + first_row * stride, z.ctypes.data + offset + first_row * stride, stride,
+            known, known + stride, known + 2 * stride, known + 3 * stride, scale.ctypes.data + first_row * size,
+            own, own + z.shape[0] * size, first_row, last_row - first_row, end - start, z.dtype.type(0),
+        )  # fmt: skip
+        start = end
+
+
+@serial
+def normalise_backward_block(dy: Any, z: Any, statistics: Any, scale: Any, start: Any, stop: Any) -> None:
+    """After `gradient_sums_block` of all rows: the gradient of z in the place of dy."""
+    size, stride = z.itemsize, z.shape[1] * z.itemsize
     while start < stop:
         end, offset = min(stop, start + UNIT * VECTOR_BYTES // size), start * size
+        known = statistics.ctypes.data + offset
         gradient_tile(  # type: ignore[call-arg]
-            dz.ctypes.data + offset, dy.ctypes.data + offset, z.ctypes.data + offset, stride,
-            mean.ctypes.data + offset, rstd.ctypes.data + offset, scale.ctypes.data, z.shape[0], end - start,
-            z.dtype.type(0),
+            dy.ctypes.data + offset, z.ctypes.data + offset, stride, known, known + stride, known + 2 * stride,
+            known + 3 * stride, scale.ctypes.data, z.shape[0], end - start, z.dtype.type(0),
         )  # fmt: skip
         start = end
 
 
 @serial
-def normalise_parameters_block(
-    dscale: Any, dshift: Any, dy: Any, z: Any, mean: Any, rstd: Any, first_row: Any, last_row: Any
-) -> None:
-    """Gradients of these features' scales and shifts; each sum over the batch is whole."""
-    size = z.itemsize
-    stride = z.shape[1] * size
+def sum_parts(dscale: Any, dshift: Any, parts: Any, first_row: Any, last_row: Any) -> None:
+    """Gradients of these features' scales and shifts: sums over the units of the batch, in their order."""
     for row in range(first_row, last_row):
-        parameter_gradients(  # type: ignore[call-arg]
-            dscale.ctypes.data + row * size, dshift.ctypes.data + row * size, dy.ctypes.data + row * stride,
-            z.ctypes.data + row * stride, mean.ctypes.data, rstd.ctypes.data, z.shape[1], z.dtype.type(0),
-        )  # fmt: skip
+        dscale[row], dshift[row] = parts[0, 0, row], parts[0, 1, row]
+        for unit in range(1, parts.shape[0]):
+            dscale[row] += parts[unit, 0, row]
+            dshift[row] += parts[unit, 1, row]
