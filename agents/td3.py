@@ -63,10 +63,10 @@ class SparseTD3(TD3):
         backend: what multiplies, a name from `sparse_core.BACKENDS`, or one for every sparse layer by the layer's
             name (see `backends`). `"auto"` measures once which is fastest, for `batch_size` and torch's present
             thread count; what it found is saved with the agent.
-        norm: `"layer"` puts layer normalisation (Ba et al. 2016, arXiv:1607.06450; with scale and shift, torch's
-            defaults) after each hidden linear layer and before its activation, in actor and critics, as recent
-            networks do (DroQ, arXiv:2110.02034; BRO, arXiv:2405.16158; SB3's `create_mlp` with `post_linear_modules`). Layers are then
-            called as SB3 would call them: `actor.mu.3` is the second linear one. `"none"` by default.
+        norm: `"layer"` normalises each hidden linear layer's outputs before their activation, in actor, critics and
+            targets (`nn.LayerNorm` with torch's defaults: Ba et al. 2016, arXiv:1607.06450; placed as in DroQ,
+            arXiv:2110.02034, and BRO, arXiv:2405.16158). Modules are then numbered as SB3's `create_mlp` does with
+            `post_linear_modules`: `actor.mu.3` is the second linear layer. `"none"`, the default, leaves it out.
         **kwargs: as in SB3.
 
     Raises:

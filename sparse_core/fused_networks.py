@@ -162,9 +162,9 @@ class Step:
         for place, value in {
             passes.OUT: layer.out_features, passes.IN: layer.in_features, passes.NNZ: 0 if dense else weights.numel(),
             passes.POINTER: pointer, passes.COLUMNS: columns, passes.VALUES: weights.data_ptr(),
-            passes.BIAS: self.bias.data_ptr(), passes.RELU: self.relu and self.normed is None, passes.GATED: self.gated, passes.DENSE: dense,
-            passes.TRANSPOSE_POINTER: transpose[0], passes.TRANSPOSE_COLUMNS: transpose[1],
-            passes.TRANSPOSE_ORDER: transpose[2],
+            passes.BIAS: self.bias.data_ptr(), passes.RELU: self.relu and self.normed is None,
+            passes.GATED: self.gated, passes.DENSE: dense, passes.TRANSPOSE_POINTER: transpose[0],
+            passes.TRANSPOSE_COLUMNS: transpose[1], passes.TRANSPOSE_ORDER: transpose[2],
             passes.X: x, passes.Y: y, passes.DX: dx, passes.DY: dy, passes.DVALUES: dvalues, passes.DBIAS: dbias,
         }.items():  # fmt: skip
             row[place] = value
@@ -186,7 +186,7 @@ class Normed:
         )
         units = -(-z.nbytes // (len(z) * UNIT * VECTOR_BYTES)) if trained else 0
         self.y = torch.empty_like(z) if trained else z  # z is asked for again in the backward pass
-        self.statistics = z.new_empty(4, z.shape[1]) if like is None else like.statistics
+        self.statistics: Tensor = z.new_empty(4, z.shape[1]) if like is None else like.statistics
         self.parts = z.new_empty(units, 2, len(z))
 
     def places(self) -> dict[int, Tensor]:
@@ -245,10 +245,14 @@ class FusedNetworks:
             y = inputs.new_empty(shape) if like is None else like._activations[number]
             dy = torch.empty_like(y) if trained else y
             self._activations.append(y)
-            norms = [_normed(one.norms[number], y[i], trained, like, number, i) for i, one in enumerate(parts)]
+            norms = [one.norms[number] for one in parts]
+            others = [None] * count if like is None else like.steps[number]
             self.steps.append([
-                Step(layer, x[i], y[i], dx[i], dy[i], relu, number > 0, trained, _scratch(layer, like, number, i), normed)
-                for i, (layer, normed) in enumerate(zip(column, norms, strict=True))
+                Step(
+                    layer, x[i], y[i], dx[i], dy[i], relu, number > 0, trained,
+                    _scratch(layer, other), _normed(norm, y[i], trained, other),
+                )
+                for i, (layer, norm, other) in enumerate(zip(column, norms, others, strict=True))
             ])  # fmt: skip
             x, dx = ([step.passed[side] for step in self.steps[-1]] for side in (0, 1))
             self.outputs, self.output_gradients = y, dy
@@ -267,17 +271,15 @@ class FusedNetworks:
             if step.scratch is not None and isinstance(step.layer, SparseLinear)
         ]
         dense = self._rows[:, :, passes.DENSE] * self._rows[:, :, passes.OUT] * self._rows[:, :, passes.IN]
-        self._normalised = bool(self._rows[:, :, passes.NORMALISED].any())
+        # A normalisation's sums over the batch are by whole units: a batch of less than one is not cut.
+        normalised = bool(self._rows[:, :, passes.NORMALISED].any())
+        self._whole = normalised and self.inputs[0].nbytes < UNIT * VECTOR_BYTES
         self._work = self.batch * int(dense.sum() + self._rows[:, :, passes.NNZ].sum())
 
     def _slices(self) -> int:
         """Into how many parts each network's work is cut; 0 for one thread alone."""
         threads = threads_for(self._work)
-        if threads == 1:
-            return 0
-        # A normalisation's sums over the batch are by whole units: a batch of less than one is not cut.
-        whole = self._normalised and self.inputs[0].nbytes < UNIT * VECTOR_BYTES
-        return 1 if whole else -(-threads // len(self._rows))
+        return 0 if threads == 1 else -(-threads // len(self._rows))
 
     def forward(self) -> None:
         """Compute `outputs` from `inputs`."""
@@ -291,7 +293,7 @@ class FusedNetworks:
 
     def backward(self, inputs: tuple[int, int] = (0, 0)) -> None:
         """From `output_gradients`: every activation's gradient, and those of these inputs (first, last + 1)."""
-        slices = self._slices()
+        slices = min(self._slices(), 1) if self._whole else self._slices()
         if slices:
             passes.backward_threaded(self._rows, self.batch, *inputs, slices, self._like, INDEX)
         else:
@@ -332,16 +334,14 @@ class FusedNetworks:
         return found
 
 
-def _scratch(layer: Linear, like: FusedNetworks | None, number: int, index: int) -> Scratch | None:
+def _scratch(layer: Linear, other: Step | None) -> Scratch | None:
     if not isinstance(layer, SparseLinear) or layer.backend != "gemm":
         return None
-    return Scratch(layer) if like is None else like.steps[number][index].scratch
+    return Scratch(layer) if other is None else other.scratch
 
 
-def _normed(
-    norm: nn.LayerNorm | None, z: Tensor, trained: bool, like: FusedNetworks | None, number: int, index: int
-) -> Normed | None:
-    return norm and Normed(norm, z, trained, None if like is None else like.steps[number][index].normed)
+def _normed(norm: nn.LayerNorm | None, z: Tensor, trained: bool, other: Step | None) -> Normed | None:
+    return None if norm is None else Normed(norm, z, trained, None if other is None else other.normed)
 
 
 class Watch:

@@ -104,21 +104,41 @@ def statistics_tile(typing, z, stride, mean, squares, before, rows, count, like)
 
 
 @intrinsic
-def normalised_tile(typing, y, z, stride, mean, rstd, scale, shift, rows, count, like):  # type: ignore[no-untyped-def]
-    """One tile of y = max(scale · (z - mean) · rstd + shift, 0); `rstd` comes as summed squared deviations.
+def invert_tile(typing, rstd, features, count, like):  # type: ignore[no-untyped-def]
+    """Make 1 / √(variance + ε) of summed squared deviations over so many features, at this address."""
 
-    Arguments: addresses of y (which may be z) and z at the tile's first batch entry, bytes from one row to the next,
-    addresses of that entry's mean and rstd, and of all scales and shifts; the rest as for `statistics_tile`.
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        rstd, width, count, _ = arguments
+        at = Lanes(context, builder, signature.args[-1])
+        one, epsilon = (ir.Constant(at.vector, [value] * at.count) for value in (1.0, EPSILON))
+        width = number(builder, at, width)
+
+        def tile(vectors: int, masks: list[Any]) -> None:
+            for i, mask in enumerate(masks):
+                variance = builder.fdiv(at.load(rstd, i, mask), width)
+                at.store(builder.fdiv(one, at.sqrt(builder.fadd(variance, epsilon))), rstd, i, mask)
+
+        by_tile(builder, at, count, tile, TILES)
+        return context.get_dummy_value()
+
+    return types.void(*(types.int64,) * 3, like), codegen
+
+
+@intrinsic
+def normalised_tile(typing, y, z, stride, mean, rstd, scale, shift, rows, count, like):  # type: ignore[no-untyped-def]
+    """One tile of y = max(scale · (z - mean) · rstd + shift, 0).
+
+    Arguments: addresses of y (which may be z) and z, bytes from one row to the next, addresses of the first batch
+    entry's mean and rstd, and of the first row's scale and shift; the rest as for `statistics_tile`.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         y, z, stride, mean, rstd, scale, shift, rows, count, _ = arguments
         at = Lanes(context, builder, signature.args[-1])
-        one, epsilon = (ir.Constant(at.vector, [value] * at.count) for value in (1.0, EPSILON))
-        width = number(builder, at, rows)
 
         def tile(vectors: int, masks: list[Any]) -> None:
             features = Features(at, stride, rows, masks)
+            means, inverses = features.read(mean), features.read(rstd)
 
             def put(row: Any, _: list[Any]) -> list[Any]:
                 factor, offset = at.splat(at.element(scale, row)), at.splat(at.element(shift, row))
@@ -130,10 +150,6 @@ def normalised_tile(typing, y, z, stride, mean, rstd, scale, shift, rows, count,
                 features.write(opened, y, row)
                 return []
 
-            means = features.read(mean)
-            variances = [builder.fdiv(squares, width) for squares in features.read(rstd)]
-            inverses = [builder.fdiv(one, at.sqrt(builder.fadd(variance, epsilon))) for variance in variances]
-            features.write(inverses, rstd)
             features.walk([], put)
 
         by_tile(builder, at, count, tile, TILES)
@@ -195,24 +211,24 @@ def gradient_sums_tile(  # type: ignore[no-untyped-def]
 
 @intrinsic
 def gradient_tile(  # type: ignore[no-untyped-def]
-    typing, dy, z, stride, mean, rstd, level, slope, scale, rows, count, like
+    typing, dy, z, stride, mean, rstd, level, slope, scale, share, rows, count, like
 ):
     """One tile of dz = rstd · (g - ⟨g⟩ - x̂ ⟨g x̂⟩) in the place of dy, with ⟨⟩ the average over features.
 
-    Arguments as for `gradient_sums_tile`, whose sums are complete.
+    Arguments as for `gradient_sums_tile`, whose sums are complete; `share` is 1 / features.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        dy, z, stride, mean, rstd, level, slope, scale, rows, count, _ = arguments
+        dy, z, stride, mean, rstd, level, slope, scale, share, rows, count, _ = arguments
         at = Lanes(context, builder, signature.args[-1])
-        width = builder.fneg(number(builder, at, rows))
+        share = builder.fneg(at.splat(share))
 
         def tile(vectors: int, masks: list[Any]) -> None:
             features = Features(at, stride, rows, masks)
             means, inverses = features.read(mean), features.read(rstd)
-            levels = [builder.fdiv(total, width) for total in features.read(level)]
+            levels = [builder.fmul(total, share) for total in features.read(level)]
             slopes = [
-                builder.fmul(builder.fmul(builder.fdiv(total, width), inverse), inverse)
+                builder.fmul(builder.fmul(builder.fmul(total, share), inverse), inverse)
                 for total, inverse in zip(features.read(slope), inverses, strict=True)
             ]
 
@@ -231,36 +247,40 @@ def gradient_tile(  # type: ignore[no-untyped-def]
         by_tile(builder, at, count, tile, TILES)
         return context.get_dummy_value()
 
-    return types.void(*(types.int64,) * 10, like), codegen
+    return types.void(*(types.int64,) * 8, like, types.int64, types.int64, like), codegen
 
 
 @serial
 def statistics_block(z: Any, statistics: Any, first_row: Any, last_row: Any, start: Any, stop: Any) -> None:
     """Take these rows of z into mean and squared deviations; rows come in order, `CHUNK` or a multiple at a time."""
     size, stride = z.itemsize, z.shape[1] * z.itemsize
-    while start < stop:
-        end, offset = min(stop, start + UNIT * VECTOR_BYTES // size), start * size
-        known = statistics.ctypes.data + offset
-        for row in range(first_row, last_row, CHUNK):
+    for row in range(first_row, last_row, CHUNK):
+        rows = min(CHUNK, last_row - row)
+        for begin in range(start, stop, UNIT * VECTOR_BYTES // size):
+            offset = begin * size
+            known = statistics.ctypes.data + offset
             statistics_tile(  # type: ignore[call-arg]  # Numba itself gives the first argument
-                z.ctypes.data + offset + row * stride, stride, known, known + stride, row, min(CHUNK, last_row - row),
-                end - start, z.dtype.type(0),
+                z.ctypes.data + offset + row * stride, stride, known, known + stride, row, rows,
+                min(stop - begin, UNIT * VECTOR_BYTES // size), z.dtype.type(0),
             )  # fmt: skip
-        start = end
 
 
 @serial
 def normalise_block(y: Any, z: Any, statistics: Any, scale: Any, shift: Any, start: Any, stop: Any) -> None:
     """After `statistics_block` of all rows: y = relu(scale · x̂ + shift); y may be z."""
-    size, stride = z.itemsize, z.shape[1] * z.itemsize
-    while start < stop:
-        end, offset = min(stop, start + UNIT * VECTOR_BYTES // size), start * size
-        known = statistics.ctypes.data + offset
-        normalised_tile(  # type: ignore[call-arg]
-            y.ctypes.data + offset, z.ctypes.data + offset, stride, known, known + stride, scale.ctypes.data,
-            shift.ctypes.data, z.shape[0], end - start, z.dtype.type(0),
-        )  # fmt: skip
-        start = end
+    size, stride, features = z.itemsize, z.shape[1] * z.itemsize, z.shape[0]
+    for begin in range(start, stop, UNIT * VECTOR_BYTES // size):
+        count = min(stop - begin, UNIT * VECTOR_BYTES // size)
+        invert_tile(statistics.ctypes.data + stride + begin * size, features, count, z.dtype.type(0))  # type: ignore[call-arg]
+    for row in range(0, features, CHUNK):  # what is fetched along with one tile is needed for the next
+        for begin in range(start, stop, UNIT * VECTOR_BYTES // size):
+            offset = begin * size
+            known, place = statistics.ctypes.data + offset, offset + row * stride
+            normalised_tile(  # type: ignore[call-arg]
+                y.ctypes.data + place, z.ctypes.data + place, stride, known, known + stride,
+                scale.ctypes.data + row * size, shift.ctypes.data + row * size, min(CHUNK, features - row),
+                min(stop - begin, UNIT * VECTOR_BYTES // size), z.dtype.type(0),
+            )  # fmt: skip
 
 
 @serial
@@ -271,32 +291,35 @@ def gradient_sums_block(
 
     `parts` (units, 2, features) takes their sums over each unit of the batch: for scale, and for shift.
     """
-    size, stride = z.itemsize, z.shape[1] * z.itemsize
+    size, stride, features = z.itemsize, z.shape[1] * z.itemsize, z.shape[0]
     unit = UNIT * VECTOR_BYTES // size
-    while start < stop:
-        end, offset = min(stop, start + unit), start * size
-        known = statistics.ctypes.data + offset
-        own = parts.ctypes.data + (start // unit * 2 * z.shape[0] + first_row) * size
-        gradient_sums_tile(  # type: ignore[call-arg]
-            dy.ctypes.data + offset + first_row * stride, z.ctypes.data + offset + first_row * stride, stride,
-            known, known + stride, known + 2 * stride, known + 3 * stride, scale.ctypes.data + first_row * size,
-            own, own + z.shape[0] * size, first_row, last_row - first_row, end - start, z.dtype.type(0),
-        )  # fmt: skip
-        start = end
+    for row in range(first_row, last_row, CHUNK):
+        for begin in range(start, stop, unit):
+            offset = begin * size
+            known, place = statistics.ctypes.data + offset, offset + row * stride
+            own = parts.ctypes.data + (begin // unit * 2 * features + row) * size
+            gradient_sums_tile(  # type: ignore[call-arg]
+                dy.ctypes.data + place, z.ctypes.data + place, stride,
+                known, known + stride, known + 2 * stride, known + 3 * stride, scale.ctypes.data + row * size,
+                own, own + features * size, row, min(CHUNK, last_row - row), min(stop - begin, unit),
+                z.dtype.type(0),
+            )  # fmt: skip
 
 
 @serial
 def normalise_backward_block(dy: Any, z: Any, statistics: Any, scale: Any, start: Any, stop: Any) -> None:
     """After `gradient_sums_block` of all rows: the gradient of z in the place of dy."""
-    size, stride = z.itemsize, z.shape[1] * z.itemsize
-    while start < stop:
-        end, offset = min(stop, start + UNIT * VECTOR_BYTES // size), start * size
-        known = statistics.ctypes.data + offset
-        gradient_tile(  # type: ignore[call-arg]
-            dy.ctypes.data + offset, z.ctypes.data + offset, stride, known, known + stride, known + 2 * stride,
-            known + 3 * stride, scale.ctypes.data, z.shape[0], end - start, z.dtype.type(0),
-        )  # fmt: skip
-        start = end
+    size, stride, features = z.itemsize, z.shape[1] * z.itemsize, z.shape[0]
+    share = z.dtype.type(1) / z.dtype.type(features)
+    for row in range(0, features, CHUNK):
+        for begin in range(start, stop, UNIT * VECTOR_BYTES // size):
+            offset = begin * size
+            known, place = statistics.ctypes.data + offset, offset + row * stride
+            gradient_tile(  # type: ignore[call-arg]
+                dy.ctypes.data + place, z.ctypes.data + place, stride, known, known + stride, known + 2 * stride,
+                known + 3 * stride, scale.ctypes.data + row * size, share, min(CHUNK, features - row),
+                min(stop - begin, UNIT * VECTOR_BYTES // size), z.dtype.type(0),
+            )  # fmt: skip
 
 
 @serial
