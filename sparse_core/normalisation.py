@@ -271,13 +271,14 @@ def normalise_block(y: Any, z: Any, statistics: Any, scale: Any, shift: Any, sta
     size, stride, features = z.itemsize, z.shape[1] * z.itemsize, z.shape[0]
     for begin in range(start, stop, UNIT * VECTOR_BYTES // size):
         count = min(stop - begin, UNIT * VECTOR_BYTES // size)
-        invert_tile(statistics.ctypes.data + stride + begin * size, features, count, z.dtype.type(0))  # type: ignore[call-arg]
+        place = statistics.ctypes.data + stride + begin * size
+        invert_tile(place, features, count, z.dtype.type(0))  # type: ignore[call-arg]
     for row in range(0, features, CHUNK):  # what is fetched along with one tile is needed for the next
         for begin in range(start, stop, UNIT * VECTOR_BYTES // size):
             offset = begin * size
-            known, place = statistics.ctypes.data + offset, offset + row * stride
+            known, at = statistics.ctypes.data + offset, offset + row * stride
             normalised_tile(  # type: ignore[call-arg]
-                y.ctypes.data + place, z.ctypes.data + place, stride, known, known + stride,
+                y.ctypes.data + at, z.ctypes.data + at, stride, known, known + stride,
                 scale.ctypes.data + row * size, shift.ctypes.data + row * size, min(CHUNK, features - row),
                 min(stop - begin, UNIT * VECTOR_BYTES // size), z.dtype.type(0),
             )  # fmt: skip
