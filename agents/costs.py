@@ -17,7 +17,8 @@ def training_cost(model: SparseTD3, updates: int, steps: int) -> int:
     Per update and sample: the targets f_π + 2 f_Q, each critic 3 f_Q; at every policy update the
     actor's 3 f_π, one critic forward f_Q and its input gradient f_Q. Forward and backward are 3 f less the
     input gradient of the first layer, which nobody needs. Every environment step of the policy f_π;
-    every gradient-guided change 2·B·N per captured batch.
+    every gradient-guided change 2·B·N per captured batch. Connections count and nothing else: biases, activations
+    and normalisations do not.
     """
     critics = model.critic.q_networks
     actor_forward = forward_flops(model.actor)

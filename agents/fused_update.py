@@ -156,7 +156,7 @@ def _is_plain(replay: Any) -> bool:
 
 
 def _closed(*networks: nn.Module) -> set[bool]:
-    return {found[1] for network in networks if (found := perceptron(network))}
+    return {found.closed for network in networks if (found := perceptron(network))}
 
 
 def _optimizes(network: Any) -> bool:

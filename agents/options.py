@@ -13,6 +13,8 @@ from torch import nn
 from sparse_core import BACKENDS, DISTRIBUTIONS, INITIALISATIONS, PRESETS, SCHEDULES, SparseLinear, Topology
 from sparse_core.distributions import check_sparsity
 
+NORMS = ("none", "layer")
+
 
 @dataclass(frozen=True)
 class SparseOptions:
@@ -32,6 +34,7 @@ class SparseOptions:
     total_updates: int | None
     backend: str | Mapping[str, str]
     topologies: Mapping[str, Topology] | None = None
+    norm: str = "none"  # the default is that of agents that were saved before there was a choice
 
     @classmethod
     def resolve(
@@ -52,6 +55,7 @@ class SparseOptions:
         total_updates: int | None,
         backend: str | Mapping[str, str],
         topologies: Mapping[str, Topology] | None = None,
+        norm: str = "none",
     ) -> SparseOptions:
         """The options with defaults filled in, or a `ValueError` that says what is wrong."""
         preset = PRESETS[topology]
@@ -71,7 +75,7 @@ class SparseOptions:
             topology, actor, critic, distribution or preset.distribution, dense, init or preset.init,
             preset.drop_fraction if drop_fraction is None else drop_fraction, period, schedule or preset.schedule,
             preset.stop if stop is None else stop, capture_batches, total_updates,
-            dict(backend) if isinstance(backend, Mapping) else backend, topologies,
+            dict(backend) if isinstance(backend, Mapping) else backend, topologies, norm,
         )  # fmt: skip
         options.check()
         return options
@@ -83,6 +87,11 @@ class SparseOptions:
         SCHEDULES[self.schedule]
         for backend in self.backend.values() if isinstance(self.backend, Mapping) else [self.backend]:
             BACKENDS[backend]
+        if self.norm not in NORMS:
+            raise ValueError(
+                f"`norm` must be one of {', '.join(map(repr, NORMS))}, got {self.norm!r}; take 'layer' for layer "
+                "normalisation before each hidden activation, 'none' for networks without any"
+            )
         if not 0 <= self.drop_fraction <= 1:
             raise ValueError(f"`drop_fraction` must be in [0, 1], got {self.drop_fraction!r}")
         if not 0 <= self.stop <= 1:
@@ -102,7 +111,7 @@ class SparseOptions:
         """What `SparseTD3Policy` is told."""
         return dict(
             actor=self.actor, critic=self.critic, distribution=self.distribution, dense=list(self.dense),
-            init=self.init, backend=self.backend, seed=seed, topologies=self.topologies,
+            init=self.init, backend=self.backend, norm=self.norm, seed=seed, topologies=self.topologies,
         )  # fmt: skip
 
     def sparsifier(self, total_updates: int | None, seed: int | None) -> dict[str, Any]:

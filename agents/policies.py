@@ -21,8 +21,9 @@ class SparseTD3Policy(TD3Policy):
     Args:
         *args: as in `stable_baselines3.td3.policies.TD3Policy`.
         sparse: `actor` and `critic` (sparsity of the actor and of each critic), `distribution`, `dense`,
-            `init`, `backend` (a name, or one for every sparse layer by the layer's), `seed` of the initial
-            topologies, and `topologies`, by the layer's name, instead of drawn ones; None for dense networks.
+            `init`, `backend` (a name, or one for every sparse layer by the layer's), `norm` ("none" or "layer"),
+            `seed` of the initial topologies, and `topologies`, by the layer's name, instead of drawn ones; None for
+            dense networks.
         optimizer_class: Adam with per-connection age by default.
         **kwargs: as in `stable_baselines3.td3.policies.TD3Policy`.
     """
@@ -87,6 +88,8 @@ class SparseTD3Policy(TD3Policy):
         self.training = mode
 
     def _sparsify(self, owner: Any, name: str, sparsity: float, stream: str) -> None:
+        if self.sparse.get("norm", "none") == "layer":
+            _normalise(getattr(owner, name))
         options: dict[str, Any] = {
             key: self.sparse[key] for key in ("distribution", "dense", "init", "backend") if key in self.sparse
         }
@@ -104,6 +107,17 @@ class SparseTD3Policy(TD3Policy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "sparse": self.sparse}
+
+
+def _normalise(network: nn.Sequential) -> None:
+    """Put a layer normalisation between each hidden linear layer and its activation; nothing is drawn.
+
+    The names are then those of SB3's `create_mlp` with `post_linear_modules=[nn.LayerNorm]`.
+    """
+    *hidden, _ = [module for module in network if isinstance(module, nn.Linear)]
+    for layer in hidden:
+        norm = nn.LayerNorm(layer.out_features, device=layer.weight.device, dtype=layer.weight.dtype)
+        network.insert([*network].index(layer) + 1, norm)
 
 
 def _train(module: nn.Module, mode: bool) -> None:

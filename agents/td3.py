@@ -65,6 +65,10 @@ class SparseTD3(TD3):
         backend: what multiplies, a name from `sparse_core.BACKENDS`, or one for every sparse layer by the layer's
             name (see `backends`). `"auto"` measures once which is fastest, for `batch_size` and torch's present
             thread count; what it found is saved with the agent.
+        norm: `"layer"` normalises each hidden linear layer's outputs before their activation, in actor, critics and
+            targets (`nn.LayerNorm` with torch's defaults: Ba et al. 2016, arXiv:1607.06450; placed as in DroQ,
+            arXiv:2110.02034, and BRO, arXiv:2405.16158). Modules are then numbered as SB3's `create_mlp` does with
+            `post_linear_modules`: `actor.mu.3` is the second linear layer. `"none"`, the default, leaves it out.
         **kwargs: as in SB3.
 
     Raises:
@@ -95,6 +99,7 @@ class SparseTD3(TD3):
         total_updates: int | None = None,
         topologies: Mapping[str, Topology] | None = None,
         backend: str | Mapping[str, str] = "auto",
+        norm: str = "none",
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -103,6 +108,7 @@ class SparseTD3(TD3):
             distribution=distribution, dense=(dense,) if isinstance(dense, (str, int)) else tuple(dense), init=init,
             drop_fraction=drop_fraction, period=period, schedule=schedule, stop=stop,
             capture_batches=capture_batches, total_updates=total_updates, backend=backend, topologies=topologies,
+            norm=norm,
         )  # fmt: skip
         if PRESETS[topology].given and topologies is None and _init_setup_model:
             raise ValueError(

@@ -35,7 +35,10 @@ def export(options: Export) -> int:
 
 
 def dense_state_dict(model: SparseTD3) -> dict[str, Tensor]:
-    """The policy's state under the names of `stable_baselines3.TD3`, zeros where there is no connection."""
+    """The policy's state under the names of `stable_baselines3.TD3`, zeros where there is no connection.
+
+    With normalisation the names are those of SB3's `create_mlp` with `post_linear_modules=[nn.LayerNorm]`.
+    """
     state: dict[str, Tensor] = {}
     for name, module in model.policy.named_modules():
         if isinstance(module, SparseLinear):
@@ -49,6 +52,11 @@ def dense_state_dict(model: SparseTD3) -> dict[str, Tensor]:
 
 def to_sb3(model: SparseTD3, settings: Settings) -> TD3:
     """A plain `stable_baselines3.TD3` that acts as the sparse agent does; its optimizers start anew."""
+    if any(isinstance(module, nn.LayerNorm) for module in model.policy.modules()):
+        raise UserError(
+            "export to SB3 needs networks that a plain stable_baselines3.TD3 can make, and it makes none with layer "
+            "normalisation; export the actor with `--to onnx`, or all weights with `--to dense-state-dict`"
+        )
     environment: Any = model.get_env()
     plain = TD3(
         "MlpPolicy", environment, learning_rate=settings.learning_rate, buffer_size=settings.batch_size,
@@ -99,11 +107,16 @@ def _onnx_bytes(model: SparseTD3, settings: Settings) -> bytes:
             constants |= {f"{following}.weight": dense.weight.detach(), f"{following}.bias": dense.bias.detach()}
             inputs = [current, f"{following}.weight", f"{following}.bias"]
             nodes.append(helper.make_node("Gemm", inputs, [following], transB=1))
+        elif isinstance(module, nn.LayerNorm):
+            constants |= {f"{following}.scale": module.weight.detach(), f"{following}.shift": module.bias.detach()}
+            inputs = [current, f"{following}.scale", f"{following}.shift"]
+            nodes.append(helper.make_node("LayerNormalization", inputs, [following], axis=-1, epsilon=module.eps))
         elif isinstance(module, (nn.ReLU, nn.Tanh)):
             nodes.append(helper.make_node(type(module).__name__.replace("ReLU", "Relu"), [current], [following]))
         else:
             raise UserError(
-                f"export to ONNX knows linear layers, ReLU and Tanh; this actor has a {type(module).__name__}"
+                "export to ONNX knows linear layers, layer normalisation, ReLU and Tanh; this actor has a "
+                f"{type(module).__name__}"
             )
         current = following
     nodes.append(helper.make_node("Mul", [current, "scale"], ["scaled"]))

@@ -1,7 +1,8 @@
 """Alike networks (twin critics) computed together, forward and backward, without autograd and without allocating.
 
 Activations are feature-major (features, batch). Compiled passes (`passes`) go through all layers of all networks at
-once: sparse ones by their connections, dense ones as matrices, those of `gemm` as matrices after scattering.
+once: sparse ones by their connections, dense ones as matrices, those of `gemm` as matrices after scattering. Hidden
+layers may be normalised before their ReLU, as `nn.LayerNorm` does it.
 """
 
 from __future__ import annotations
@@ -17,34 +18,53 @@ from torch import Tensor, nn
 from sparse_core import csr, passes
 from sparse_core.kernels import threads_for
 from sparse_core.layers import SparseLinear
+from sparse_core.normalisation import EPSILON
+from sparse_core.vectors import UNIT, VECTOR_BYTES
 
 Linear = SparseLinear | nn.Linear
 INDEX = np.uint16(0)  # the type of transposed columns that passes are compiled for
 
 
-def perceptron(network: nn.Module) -> tuple[list[Linear], bool] | None:
-    """The layers of linear, ReLU, linear, …, linear and whether Tanh closes them; None for any other network.
+@dataclass(frozen=True)
+class Perceptron:
+    """What a network of linear, ReLU, linear, …, linear is made of."""
+
+    layers: list[Linear]
+    norms: list[nn.LayerNorm | None]
+    """After each layer: its normalisation, if there is one between it and its ReLU."""
+    closed: bool
+    """Whether Tanh comes last."""
+
+
+def perceptron(network: nn.Module) -> Perceptron | None:
+    """The parts of linear, (LayerNorm,) ReLU, linear, …, linear, and Tanh or not; None for any other network.
 
     A `SparseConv2d` is none of these layers, though it is a `SparseLinear`: types are compared exactly.
     """
     modules: list[nn.Module] = list(network) if isinstance(network, nn.Sequential) else []
     closed = bool(modules) and type(modules[-1]) is nn.Tanh
     modules = modules[: len(modules) - closed]
-    layers = [
-        module for module in modules[::2] if isinstance(module, Linear) and type(module) in (SparseLinear, nn.Linear)
-    ]
-    fits = len(modules) % 2 == 1 and len(layers) == len(modules[::2])
-    return (layers, closed) if fits and all(type(module) is nn.ReLU for module in modules[1::2]) else None
+    found = Perceptron([], [], closed)
+    while modules:
+        layer = modules.pop(0)
+        if not isinstance(layer, Linear) or type(layer) not in (SparseLinear, nn.Linear):
+            return None
+        norm = modules.pop(0) if modules and type(modules[0]) is nn.LayerNorm else None
+        found.layers.append(layer)
+        found.norms.append(norm if isinstance(norm, nn.LayerNorm) else None)
+        if not modules and norm is None:
+            return found
+        if not modules or type(modules.pop(0)) is not nn.ReLU:
+            return None
+    return None  # nothing, or a ReLU comes last
 
 
 def fusible(*networks: nn.Module) -> bool:
     """Whether `FusedNetworks` can compute these together."""
-    found = [perceptron(network) for network in networks]
-    if any(one is None for one in found):
+    found = [one for network in networks if (one := perceptron(network))]
+    if len(found) < len(networks) or len({len(one.layers) for one in found}) > 1:
         return False
-    depth = [list(layers) for layers in zip(*(one[0] for one in found if one), strict=False)]
-    if len({len(one[0]) for one in found if one}) > 1:
-        return False
+    depth = [list(layers) for layers in zip(*(one.layers for one in found), strict=True)]
     tensors = [tensor for network in networks for tensor in network.parameters()]
     return (
         {tensor.device.type for tensor in tensors} == {"cpu"}
@@ -54,6 +74,8 @@ def fusible(*networks: nn.Module) -> bool:
         and all(len({_kind(layer) for layer in layers}) == 1 for layers in depth)
         and all(len({(layer.out_features, layer.in_features) for layer in layers}) == 1 for layers in depth)
         and all(_kind(layer) != "other" for layers in depth for layer in layers)
+        and all(len({norm is None for norm in norms}) == 1 for norms in zip(*(one.norms for one in found), strict=True))
+        and all(_normalises(*pair) for one in found for pair in zip(one.norms, one.layers, strict=True))
         and not any(is_hooked(network) for network in networks)
     )
 
@@ -78,6 +100,15 @@ def _kind(layer: Linear) -> str:
     return "other" if frozen or layer.bias is None or wide or layer.backend not in ("csr", "gemm") else layer.backend
 
 
+def _normalises(norm: nn.LayerNorm | None, layer: Linear) -> bool:
+    """Whether there is nothing between layer and ReLU, or torch's own normalisation of all outputs."""
+    return norm is None or (
+        norm.normalized_shape == (layer.out_features,)
+        and norm.eps == EPSILON
+        and all(norm._parameters.get(name) is not None for name in ("weight", "bias"))
+    )
+
+
 def weights_of(layer: Linear) -> Tensor:
     """The parameter that holds a layer's weights: all of them, or those of its connections."""
     return layer.values if isinstance(layer, SparseLinear) else layer.weight
@@ -96,6 +127,7 @@ class Step:
     gated: bool
     trained: bool
     scratch: Scratch | None
+    normed: Normed | None
     weights: Tensor = field(init=False)
     bias: Tensor = field(init=False)
     weight_gradient: Tensor = field(init=False)
@@ -107,6 +139,11 @@ class Step:
         self.weights, self.bias = weights_of(self.layer).detach(), self.layer.bias.detach()
         self.weight_gradient = torch.empty_like(self.weights) if self.trained else self.weights[:0]
         self.bias_gradient = torch.empty_like(self.bias) if self.trained else self.bias[:0]
+
+    @property
+    def passed(self) -> tuple[Tensor, Tensor]:
+        """What the next layer reads, and where it puts the gradient of that."""
+        return self.y if self.normed is None else self.normed.y, self.dy
 
     def row(self) -> tuple[list[int], list[Tensor]]:
         """The layer as compiled passes take it, and all that it points to."""
@@ -125,13 +162,40 @@ class Step:
         for place, value in {
             passes.OUT: layer.out_features, passes.IN: layer.in_features, passes.NNZ: 0 if dense else weights.numel(),
             passes.POINTER: pointer, passes.COLUMNS: columns, passes.VALUES: weights.data_ptr(),
-            passes.BIAS: self.bias.data_ptr(), passes.RELU: self.relu, passes.GATED: self.gated, passes.DENSE: dense,
-            passes.TRANSPOSE_POINTER: transpose[0], passes.TRANSPOSE_COLUMNS: transpose[1],
-            passes.TRANSPOSE_ORDER: transpose[2],
+            passes.BIAS: self.bias.data_ptr(), passes.RELU: self.relu and self.normed is None,
+            passes.GATED: self.gated, passes.DENSE: dense, passes.TRANSPOSE_POINTER: transpose[0],
+            passes.TRANSPOSE_COLUMNS: transpose[1], passes.TRANSPOSE_ORDER: transpose[2],
             passes.X: x, passes.Y: y, passes.DX: dx, passes.DY: dy, passes.DVALUES: dvalues, passes.DBIAS: dbias,
         }.items():  # fmt: skip
             row[place] = value
+        if self.normed is not None:
+            for place, array in self.normed.places().items():
+                row[place] = array.data_ptr()
+            arrays += self.normed.places().values()
         return row, [weights, self.bias, *arrays, *indices]
+
+
+class Normed:
+    """What comes between a layer of one network and the next: normalisation and ReLU."""
+
+    def __init__(self, norm: nn.LayerNorm, z: Tensor, trained: bool, like: Normed | None) -> None:
+        self.norm = norm
+        self.scale, self.shift = norm.weight.detach(), norm.bias.detach()
+        self.scale_gradient, self.shift_gradient = (
+            torch.empty_like(tensor) if trained else tensor[:0] for tensor in (self.scale, self.shift)
+        )
+        units = -(-z.nbytes // (len(z) * UNIT * VECTOR_BYTES)) if trained else 0
+        self.y = torch.empty_like(z) if trained else z  # z is asked for again in the backward pass
+        self.statistics: Tensor = z.new_empty(4, z.shape[1]) if like is None else like.statistics
+        self.parts = z.new_empty(units, 2, len(z))
+
+    def places(self) -> dict[int, Tensor]:
+        """What compiled passes are told of it."""
+        return {
+            passes.NORMALISED: self.y, passes.STATISTICS: self.statistics, passes.SCALE: self.scale,
+            passes.SHIFT: self.shift, passes.PARTS: self.parts, passes.DSCALE: self.scale_gradient,
+            passes.DSHIFT: self.shift_gradient,
+        }  # fmt: skip
 
 
 class Scratch:
@@ -170,23 +234,28 @@ class FusedNetworks:
     def __init__(
         self, networks: Sequence[nn.Module], inputs: Tensor, *, trained: bool = True, like: FusedNetworks | None = None
     ) -> None:
-        layers = [found[0] for network in networks if (found := perceptron(network))]
+        parts = [found for network in networks if (found := perceptron(network))]
         self.inputs, self._activations = inputs, list[Tensor]()
-        count, self.batch = len(layers), inputs.shape[1]
+        count, self.batch = len(parts), inputs.shape[1]
         self.input_gradients = inputs.new_empty(count, *inputs.shape) if trained else inputs
         self.steps: list[list[Step]] = []  # by depth, then network
-        x, dx = inputs.expand(count, -1, -1), self.input_gradients
-        for number, column in enumerate(zip(*layers, strict=True)):
-            shape, relu = (count, column[0].out_features, self.batch), number < len(layers[0]) - 1
-            y = x.new_empty(shape) if like is None else like._activations[number]
+        x, dx = [inputs] * count, [*self.input_gradients] if trained else [inputs] * count
+        for number, column in enumerate(zip(*(one.layers for one in parts), strict=True)):
+            shape, relu = (count, column[0].out_features, self.batch), number < len(parts[0].layers) - 1
+            y = inputs.new_empty(shape) if like is None else like._activations[number]
             dy = torch.empty_like(y) if trained else y
             self._activations.append(y)
+            norms = [one.norms[number] for one in parts]
+            others = [None] * count if like is None else like.steps[number]
             self.steps.append([
-                Step(layer, x[i], y[i], dx[i], dy[i], relu, number > 0, trained, _scratch(layer, like, number, i))
-                for i, layer in enumerate(column)
+                Step(
+                    layer, x[i], y[i], dx[i], dy[i], relu, number > 0, trained,
+                    _scratch(layer, other), _normed(norm, y[i], trained, other),
+                )
+                for i, (layer, norm, other) in enumerate(zip(column, norms, others, strict=True))
             ])  # fmt: skip
-            x, dx = y, dy
-        self.outputs, self.output_gradients = x, dx
+            x, dx = ([step.passed[side] for step in self.steps[-1]] for side in (0, 1))
+            self.outputs, self.output_gradients = y, dy
         self._bind()
 
     def _bind(self) -> None:
@@ -202,6 +271,9 @@ class FusedNetworks:
             if step.scratch is not None and isinstance(step.layer, SparseLinear)
         ]
         dense = self._rows[:, :, passes.DENSE] * self._rows[:, :, passes.OUT] * self._rows[:, :, passes.IN]
+        # A normalisation's sums over the batch are by whole units: a batch of less than one is not cut.
+        normalised = bool(self._rows[:, :, passes.NORMALISED].any())
+        self._whole = normalised and self.inputs[0].nbytes < UNIT * VECTOR_BYTES
         self._work = self.batch * int(dense.sum() + self._rows[:, :, passes.NNZ].sum())
 
     def _slices(self) -> int:
@@ -221,7 +293,7 @@ class FusedNetworks:
 
     def backward(self, inputs: tuple[int, int] = (0, 0)) -> None:
         """From `output_gradients`: every activation's gradient, and those of these inputs (first, last + 1)."""
-        slices = self._slices()
+        slices = min(self._slices(), 1) if self._whole else self._slices()
         if slices:
             passes.backward_threaded(self._rows, self.batch, *inputs, slices, self._like, INDEX)
         else:
@@ -257,13 +329,19 @@ class FusedNetworks:
             for step in column:
                 assert step.layer.bias is not None
                 found += [(weights_of(step.layer), step.weight_gradient), (step.layer.bias, step.bias_gradient)]
+                if (normed := step.normed) is not None:
+                    found += [(normed.norm.weight, normed.scale_gradient), (normed.norm.bias, normed.shift_gradient)]
         return found
 
 
-def _scratch(layer: Linear, like: FusedNetworks | None, number: int, index: int) -> Scratch | None:
+def _scratch(layer: Linear, other: Step | None) -> Scratch | None:
     if not isinstance(layer, SparseLinear) or layer.backend != "gemm":
         return None
-    return Scratch(layer) if like is None else like.steps[number][index].scratch
+    return Scratch(layer) if other is None else other.scratch
+
+
+def _normed(norm: nn.LayerNorm | None, z: Tensor, trained: bool, other: Step | None) -> Normed | None:
+    return None if norm is None else Normed(norm, z, trained, None if other is None else other.normed)
 
 
 class Watch:
@@ -274,6 +352,7 @@ class Watch:
         self._holders = [part._parameters for part in parts if part._parameters]
         self._children = [part._modules for part in parts if part._modules]
         self._layers = [part for part in parts if isinstance(part, SparseLinear)]
+        self._norms = [part for part in parts if isinstance(part, nn.LayerNorm)]
 
     def now(self) -> list[object]:
         """Where parameters are, whether they learn, what modules there are; indices move with values or backends."""
@@ -283,4 +362,5 @@ class Watch:
             *(parameter.requires_grad for parameter in parameters),
             *(id(child) for held in self._children for child in held.values()),
             *(layer.generation for layer in self._layers),
+            *(norm.eps for norm in self._norms),
         ]

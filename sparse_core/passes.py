@@ -17,14 +17,24 @@ from numba import carray, njit, prange  # type: ignore[attr-defined]
 from sparse_core.dense_kernels import dense_backward_inputs_block, dense_backward_values_block, dense_forward_block
 from sparse_core.fused import adam_block, polyak_block
 from sparse_core.kernels import backward_inputs_block, backward_values_block, forward_block, row_boundary
+from sparse_core.normalisation import (
+    CHUNK,
+    gradient_sums_block,
+    normalise_backward_block,
+    normalise_block,
+    statistics_block,
+    sum_parts,
+)
 from sparse_core.vectors import UNIT, VECTOR_BYTES, pointer, vector_sum
 
 # One layer: a row of int64. A dense one has no connections to speak of (NNZ 0, no indices): VALUES is its matrix.
+# Where a layer normalisation comes between it and its ReLU, NORMALISED is the address of what comes out, else 0.
 (
     OUT, IN, NNZ, POINTER, COLUMNS, VALUES, BIAS, RELU, TRANSPOSE_POINTER, TRANSPOSE_COLUMNS, TRANSPOSE_ORDER,
     X, Y, DX, DY, GATED, DVALUES, DBIAS, DENSE,
-) = range(19)  # fmt: skip
-FIELDS = 19
+    NORMALISED, STATISTICS, SCALE, SHIFT, PARTS, DSCALE, DSHIFT,
+) = range(26)  # fmt: skip
+FIELDS = 26
 
 # One tensor that an optimizer updates.
 VALUE, GRADIENT, FIRST, SECOND, AGES, ENTRIES, ENTRY_AGES = range(7)
@@ -65,20 +75,50 @@ def slice_boundary(batch: Any, number: Any, slices: Any, like: Any) -> Any:
 
 
 @serial
+def rows_at_once(normalised: Any, dense: Any, rows: Any) -> Any:
+    """How many rows are made before they are added up for a normalisation.
+
+    Few, to find them in the nearest cache; a dense product goes through all of its inputs each time and is left whole.
+    """
+    return CHUNK if normalised and not dense else rows
+
+
+@serial
+def parts_at(row: Any, batch: Any, like: Any) -> Any:
+    """Sums over units of the batch (units, 2, features) for the scales and shifts after a layer."""
+    unit = UNIT * VECTOR_BYTES // vector_at(0, 0, like).itemsize
+    shape = ((batch + unit - 1) // unit, 2, row[OUT])
+    return carray(pointer(row[PARTS], like), shape)  # type: ignore[call-arg]
+
+
+@serial
 def forward_slice(layers: Any, batch: Any, start: Any, stop: Any, like: Any) -> None:
     """Batch entries start … stop-1 of one network, from its first layer to its last."""
     for number in range(layers.shape[0]):
         row = layers[number]
         y, x = matrix_at(row[Y], row[OUT], batch, like), matrix_at(row[X], row[IN], batch, like)
         bias, relu = vector_at(row[BIAS], row[OUT], like), row[RELU] != 0
-        if row[DENSE]:
-            weight = matrix_at(row[VALUES], row[OUT], row[IN], like)
-            dense_forward_block(y, x, weight, bias, relu, 0, row[OUT], start, stop)
-            continue
-        forward_block(
-            y, x, vector_at(row[POINTER], row[OUT] + 1, np.int64(0)), vector_at(row[COLUMNS], row[NNZ], np.int32(0)),
-            vector_at(row[VALUES], row[NNZ], like), bias, relu, 0, row[OUT], start, stop,
-        )  # fmt: skip
+        normalised = row[NORMALISED] != 0
+        statistics = matrix_at(row[STATISTICS], 4, batch, like)
+        step = rows_at_once(normalised, row[DENSE], row[OUT])
+        for first in range(0, row[OUT], step):
+            last = min(first + step, row[OUT])
+            if row[DENSE]:
+                weight = matrix_at(row[VALUES], row[OUT], row[IN], like)
+                dense_forward_block(y, x, weight, bias, relu, first, last, start, stop)
+            else:
+                row_pointer = vector_at(row[POINTER], row[OUT] + 1, np.int64(0))
+                forward_block(
+                    y, x, row_pointer, vector_at(row[COLUMNS], row[NNZ], np.int32(0)),
+                    vector_at(row[VALUES], row[NNZ], like), bias, relu, first, last, start, stop,
+                )  # fmt: skip
+            if normalised:
+                statistics_block(y, statistics, first, last, start, stop)
+        if normalised:
+            normalise_block(
+                matrix_at(row[NORMALISED], row[OUT], batch, like), y, statistics,
+                vector_at(row[SCALE], row[OUT], like), vector_at(row[SHIFT], row[OUT], like), start, stop,
+            )  # fmt: skip
 
 
 @serial
@@ -91,21 +131,36 @@ def backward_slice(
         begin, end = (first_input, last_input) if number == 0 else (0, row[IN])
         dx, dy = matrix_at(row[DX], row[IN], batch, like), matrix_at(row[DY], row[OUT], batch, like)
         gate = matrix_at(row[X], row[IN] if row[GATED] else 0, batch, like)
-        if row[DENSE]:
-            weight = matrix_at(row[VALUES], row[OUT], row[IN], like)
-            dense_backward_inputs_block(dx, dy, weight, gate, begin, end, start, stop)
-            continue
-        backward_inputs_block(
-            dx, dy,
-            vector_at(row[TRANSPOSE_POINTER], row[IN] + 1, np.int64(0)),
-            vector_at(row[TRANSPOSE_COLUMNS], row[NNZ], index), vector_at(row[TRANSPOSE_ORDER], row[NNZ], np.int32(0)),
-            vector_at(row[VALUES], row[NNZ], like), gate, begin, end, start, stop,
-        )  # fmt: skip
+        if row[NORMALISED]:  # the layer above has added up what this needs
+            normalise_backward_block(
+                dy, matrix_at(row[Y], row[OUT], batch, like), matrix_at(row[STATISTICS], 4, batch, like),
+                vector_at(row[SCALE], row[OUT], like), start, stop,
+            )  # fmt: skip
+        below = layers[max(number - 1, 0)]
+        normalised = number > 0 and below[NORMALISED] != 0
+        step = rows_at_once(normalised, row[DENSE], max(1, end - begin))
+        for first in range(begin, end, step):
+            last = min(first + step, end)
+            if row[DENSE]:
+                weight = matrix_at(row[VALUES], row[OUT], row[IN], like)
+                dense_backward_inputs_block(dx, dy, weight, gate, first, last, start, stop)
+            else:
+                backward_inputs_block(
+                    dx, dy, vector_at(row[TRANSPOSE_POINTER], row[IN] + 1, np.int64(0)),
+                    vector_at(row[TRANSPOSE_COLUMNS], row[NNZ], index),
+                    vector_at(row[TRANSPOSE_ORDER], row[NNZ], np.int32(0)),
+                    vector_at(row[VALUES], row[NNZ], like), gate, first, last, start, stop,
+                )  # fmt: skip
+            if normalised:
+                gradient_sums_block(
+                    dx, matrix_at(below[Y], row[IN], batch, like), matrix_at(below[STATISTICS], 4, batch, like),
+                    vector_at(below[SCALE], row[IN], like), parts_at(below, batch, like), first, last, start, stop,
+                )  # fmt: skip
 
 
 @serial
 def gradient_part(layers: Any, batch: Any, part: Any, parts: Any, like: Any) -> None:
-    """Gradients of one part of every layer's values and biases."""
+    """Gradients of one part of every layer's values and biases, and of the scales and shifts after it."""
     for number in range(layers.shape[0]):
         row = layers[number]
         x, dy = matrix_at(row[X], row[IN], batch, like), matrix_at(row[DY], row[OUT], batch, like)
@@ -122,6 +177,9 @@ def gradient_part(layers: Any, batch: Any, part: Any, parts: Any, like: Any) -> 
         dbias = vector_at(row[DBIAS], row[OUT], like)
         for output in range(first, last):
             dbias[output] = vector_sum(row[DY] + output * batch * dy.itemsize, batch, like)  # type: ignore[call-arg]
+        if row[NORMALISED]:
+            dscale, dshift = vector_at(row[DSCALE], row[OUT], like), vector_at(row[DSHIFT], row[OUT], like)
+            sum_parts(dscale, dshift, parts_at(row, batch, like), first, last)
 
 
 @serial

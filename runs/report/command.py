@@ -124,12 +124,12 @@ def _summary(evidence: Evidence) -> str:
 
 def _how_verdicts_come(endpoint: Endpoint, options: Report, found: Sequence[Contrast]) -> str:
     return (
-        f"Primary endpoint: {endpoint.label}. Percentages are of the second arm's mean. Yes and no: Welch's test, "
-        f"p < 0.05 after Holm over the {len(found)} contrasts of this page; no also where the 95 % interval of the "
-        f"difference lies within ± {100 * options.margin:g} % of the second arm's mean. Everything else is undecided. "
-        "The seeds needed are those of each arm with which, if mean and spread stayed as they are, the difference would "
-        "be found in 80 % of studies, or its interval would fit into that margin; they are as uncertain as the spread "
-        "they come from."
+        f"Primary endpoint: {endpoint.label}. Percentages are of the second arm's mean. Yes and no: Welch's test, p "
+        f"< 0.05 after Holm over the {len(found)} contrasts of this page; no also where the 95 % interval of the "
+        f"difference lies within ± {100 * options.margin:g} % of the second arm's mean. Everything else is "
+        "undecided. The seeds needed are those of each arm with which, if mean and spread stayed as they are, the "
+        "difference would be found in 80 % of studies, or its interval would fit into that margin; they are as "
+        "uncertain as the spread they come from."
     )
 
 

@@ -55,9 +55,9 @@ def agent_sections(evidence: Evidence, endpoints: Sequence[Endpoint], files: Fil
         name = folder_name(group)
         yield page.heading(f"Learning curves: {group}")
         yield page.paragraph(
-            "Mean over runs of each evaluation's mean return. Below, each arm by itself: thin lines are runs, the band is "
-            "the 95 % interval of the mean at each evaluation (stratified bootstrap of whole runs, expanded percentiles); "
-            "grey are the other arms.",
+            "Mean over runs of each evaluation's mean return. Below, each arm by itself: thin lines are runs, the "
+            "band is the 95 % interval of the mean at each evaluation (stratified bootstrap of whole runs, "
+            "expanded percentiles); grey are the other arms.",
             "quiet",
         )
         yield files.picture(f"curves-{name}", draw_curves(evidence, group, palette, resamples), "learning curves")
@@ -74,9 +74,9 @@ def agent_sections(evidence: Evidence, endpoints: Sequence[Endpoint], files: Fil
         headings = ["arm", "connections", "bytes in training", "training FLOPs", "seconds"]
         yield page.table(headings, cost_rows(evidence, group))
         yield page.paragraph(
-            "In brackets: as a share of the first row. FLOPs are counted by one formula for all arms, bytes are parameters, "
-            "gradients, optimizer, indices and scratch; seconds are of training as measured, on cores that other runs of "
-            "the study kept busy, and so the least exact of these.",
+            "In brackets: as a share of the first row. FLOPs are counted by one formula for all arms, bytes are "
+            "parameters, gradients, optimizer, indices and scratch; seconds are of training as measured, on cores "
+            "that other runs of the study kept busy, and so the least exact of these.",
             "quiet",
         )
         yield files.picture(f"costs-{name}", draw_costs(evidence, group, palette, endpoints[0]), "return against costs")
@@ -84,8 +84,8 @@ def agent_sections(evidence: Evidence, endpoints: Sequence[Endpoint], files: Fil
         name = folder_name(group)
         yield page.heading(f"Topologies: {group}")
         yield page.paragraph(
-            "Above: positions that ever held a connection, and connections replaced at each change, of all sparse layers. "
-            "Below: hidden neurons whose mean activity is at most a tenth of their layer's mean.",
+            "Above: positions that ever held a connection, and connections replaced at each change, of all sparse "
+            "layers. Below: hidden neurons whose mean activity is at most a tenth of their layer's mean.",
             "quiet",
         )
         yield files.picture(
@@ -154,8 +154,8 @@ def _aggregates(
     yield page.table(["arm", *(f"IQM of {endpoint.label}" for endpoint in endpoints)], rows)
     count = len(evidence.groups)
     yield page.paragraph(
-        f"Interquartile mean over the runs of {count} environment{'s' if count > 1 else ''}, each score divided by {base} "
-        "in its environment; in brackets the 95 % interval (stratified bootstrap, expanded percentiles).",
+        f"Interquartile mean over the runs of {count} environment{'s' if count > 1 else ''}, each score divided by "
+        f"{base} in its environment; in brackets the 95 % interval (stratified bootstrap, expanded percentiles).",
         "quiet",
     )
     files.contents["aggregates.csv"] = as_csv(

@@ -97,12 +97,12 @@ def topologies(model: SparseTD3) -> dict[str, Topology]:
 
 
 def dense_state(model: TD3) -> dict[str, torch.Tensor]:
-    """All weights and biases of an agent, zeros where there is no connection, under a dense agent's names."""
+    """All that an agent learns, zeros where there is no connection, under a dense agent's names."""
     state = {}
     for name, module in model.policy.named_modules():
         if isinstance(module, SparseLinear):
             module = module.to_dense()
-        if isinstance(module, torch.nn.Linear):
+        if isinstance(module, torch.nn.Linear | torch.nn.LayerNorm):
             state |= {f"{name}.{own}": value.detach().clone() for own, value in module.named_parameters()}
     return state
 

@@ -77,6 +77,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "two environments": dict(env=DummyVecEnv([reach, reach])),
     "first layers dense": dict(dense=["input", "output"]),
     "nothing dense": dict(dense=[]),
+    "normalised": dict(norm="layer"),
+    "normalised, gemm": dict(norm="layer", backend="gemm", topology="rigl", total_updates=100),
 }
 
 
@@ -317,8 +319,9 @@ def test_another_batch_size() -> None:
     assert_same(*models, 1e-5)
 
 
-def test_update_allocates_nothing_once_warm() -> None:
-    model = fill(agent(topology="rigl", total_updates=10_000, period=1_000, backend="csr"))
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_update_allocates_nothing_once_warm(norm: str) -> None:
+    model = fill(agent(topology="rigl", total_updates=10_000, period=1_000, backend="csr", norm=norm))
     model.train(4, 16)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         model.train(4, 16)

@@ -14,8 +14,12 @@ import pytest
 import safetensors.torch
 import torch
 from stable_baselines3 import TD3
+from stable_baselines3.common.torch_layers import create_mlp
 from tiny_runs import main, train
 
+from agents import SparseTD3
+from runs.export import _onnx_bytes, dense_state_dict, to_sb3
+from runs.failure import UserError
 from runs.loading import load_agent
 from sparse_core import SparseLinear
 
@@ -150,3 +154,31 @@ def test_metadata(finished: Path, tmp_path: Path) -> None:
     data = export(finished, "dense-state-dict", tmp_path).read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     assert header["__metadata__"] == {"env": "HalfCheetah-v5", "topology": "set"}
+
+
+def normalised() -> Any:
+    env = gymnasium.make("Pendulum-v1")
+    model = SparseTD3("MlpPolicy", env, norm="layer", sparsity=0.5, seed=0, device="cpu", buffer_size=300)
+    with torch.no_grad():
+        for module in model.policy.modules():
+            if isinstance(module, torch.nn.LayerNorm):
+                module.weight.uniform_(-1, 1)
+                module.bias.uniform_(-1, 1)
+    return model
+
+
+def test_normalised_networks(finished: Path) -> None:
+    model, (_, settings, _) = normalised(), load_agent(finished)
+    with pytest.raises(UserError, match="makes none with layer normalisation; export the actor with `--to onnx`"):
+        to_sb3(model, settings)
+    session = onnxruntime.InferenceSession(_onnx_bytes(model, settings), providers=["CPUExecutionProvider"])
+    x = observations(model)
+    (actions,) = session.run(None, {"observation": x.astype(np.float32)})
+    np.testing.assert_allclose(actions, model.predict(x, deterministic=True)[0], atol=1e-5)
+    assert np.ptp(actions) > 1e-3
+    mlp = create_mlp(3, 1, [400, 300], squash_output=True, post_linear_modules=[torch.nn.LayerNorm])
+    actor = {name: value for name, value in dense_state_dict(model).items() if name.startswith("actor.mu.")}
+    plain = torch.nn.Sequential(*mlp)
+    plain.load_state_dict({name.removeprefix("actor.mu."): value for name, value in actor.items()})
+    wanted = model.actor(torch.as_tensor(x, dtype=torch.float32))
+    torch.testing.assert_close(plain(torch.as_tensor(x, dtype=torch.float32)), wanted, rtol=0, atol=1e-6)

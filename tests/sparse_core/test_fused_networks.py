@@ -21,8 +21,11 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def network(sizes: list[int], kinds: list[str], dtype: torch.dtype, seed: int) -> nn.Sequential:
-    """A perceptron whose layers are of these kinds, with a number of connections that the seed decides."""
+def network(sizes: list[int], kinds: list[str], dtype: torch.dtype, seed: int, norms: Any = ()) -> nn.Sequential:
+    """A perceptron whose layers are of these kinds, with a number of connections that the seed decides.
+
+    Hidden layers with a number in `norms` are normalised.
+    """
     modules: list[nn.Module] = []
     for number, (kind, fan_in, fan_out) in enumerate(zip(kinds, sizes[:-1], sizes[1:], strict=True)):
         generator = seeded(seed + number)
@@ -35,7 +38,13 @@ def network(sizes: list[int], kinds: list[str], dtype: torch.dtype, seed: int) -
             nnz = int(torch.randint(fan_in * fan_out + 1, (1,), generator=generator))
             topology = Topology.random((fan_out, fan_in), nnz, generator)
             layer = SparseLinear(fan_in, fan_out, topology=topology, backend=kind, dtype=dtype, generator=generator)
-        modules += [layer, nn.ReLU()]
+        modules.append(layer)
+        if number in norms and number < len(kinds) - 1:
+            modules.append(nn.LayerNorm(fan_out, dtype=dtype))
+            with torch.no_grad():
+                for parameter in modules[-1].parameters():
+                    parameter.normal_(generator=generator)
+        modules.append(nn.ReLU())
     return nn.Sequential(*modules[:-1])
 
 
@@ -78,22 +87,74 @@ def test_two_layers_one_can_check_by_hand() -> None:
     assert [gradient.tolist() for _, gradient in fused.parameters()] == [[1, -30, -120], [1, 30], [2, 30], [11]]
 
 
+def test_a_normalisation_one_can_check_by_hand() -> None:
+    # z = (x, 3 x) for x = 1, -2: mean 2, -4; variance 1, 4; x̂ = (-1, 1) and (1, -1), but for ε
+    first, norm, last = nn.Linear(1, 2, dtype=torch.float64), nn.LayerNorm(2, dtype=torch.float64), nn.Linear(2, 1)
+    with torch.no_grad():
+        for tensor, numbers in zip(
+            [*first.parameters(), *norm.parameters(), *last.double().parameters()],
+            ([[1.0], [3.0]], [0.0, 0.0], [2.0, 1.0], [3.0, 0.0], [[1.0, 10.0]], [0.0]), strict=True,
+        ):  # fmt: skip
+            tensor.copy_(torch.tensor(numbers))
+    inputs = torch.tensor([[1.0, -2.0]], dtype=torch.float64)
+    fused = FusedNetworks([nn.Sequential(first, norm, nn.ReLU(), last)], inputs)
+    fused.forward()
+    # relu(2 x̂0 + 3) + 10 relu(x̂1) = 1 + 10 and 5 + 0
+    torch.testing.assert_close(fused.outputs.flatten().tolist(), [11.0, 5.0], rtol=0, atol=1e-4)
+    fused.output_gradients.fill_(1)
+    fused.backward((0, 1))
+    fused.gradients()
+    gradients = [gradient.flatten().tolist() for _, gradient in fused.parameters()]
+    # dy = (1, 10) and (1, 0): scale Σ dy x̂, shift Σ dy, last layer Σ y
+    for gradient, expected in zip(gradients[2:], [[0.0, 10.0], [2.0, 10.0], [6.0, 1.0], [2.0]], strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-4)
+    # two numbers are normalised to -1 and 1 whatever they are: nothing flows further down
+    for gradient in [*gradients[:2], fused.input_gradients.flatten().tolist()]:
+        torch.testing.assert_close(gradient, [0.0] * len(gradient), rtol=0, atol=1e-3)
+
+
 @settings(max_examples=60)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=2, max_size=5), together=st.integers(1, 3),
     batch=st.sampled_from([1, 3, 16, 17, 100, 130, 256]), seed=st.integers(0, 99),
-    kinds=st.lists(st.sampled_from(KINDS), min_size=4, max_size=4),
+    kinds=st.lists(st.sampled_from(KINDS), min_size=4, max_size=4), norms=st.sets(st.integers(0, 2)),
 )  # fmt: skip
 def test_passes_are_autograds(
-    dtype: torch.dtype, sizes: list[int], together: int, batch: int, kinds: list[str], seed: int
+    dtype: torch.dtype, sizes: list[int], together: int, batch: int, kinds: list[str], norms: set[int], seed: int
 ) -> None:
-    networks = [network(sizes, kinds[: len(sizes) - 1], dtype, seed + 10 * i) for i in range(together)]
+    sizes = [*sizes[:1], *(max(8, size) for size in sizes[1:])] if norms else sizes  # two may differ by rounding
+    networks = [network(sizes, kinds[: len(sizes) - 1], dtype, seed + 10 * i, norms) for i in range(together)]
     assert fusible(*networks)
     inputs = torch.randn(sizes[0], batch, dtype=dtype, generator=seeded(seed))
     fused = FusedNetworks(networks, inputs)
     assert_like_autograd(networks, fused, TOLERANCE[dtype])
     assert_like_autograd(networks[:1], fused.first(), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch", [1, 7, 100, 256, 300])
+def test_normalised_layers_are_autograds(kind: str, batch: int) -> None:
+    networks = [network([17, 70, 257, 1], [kind] * 3, torch.float64, seed, (0, 1)) for seed in (4, 50)]
+    # Far from zero and nearly constant: what a sum of squares less a squared sum would lose.
+    shifted = network([17, 70, 257, 1], [kind] * 3, torch.float64, 4, (0, 1))
+    with torch.no_grad():
+        shifted[0].bias.add_(1e6)
+    inputs = torch.randn(17, batch, dtype=torch.float64, generator=seeded(2))
+    assert_like_autograd(networks, FusedNetworks(networks, inputs), 1e-12)
+    assert_like_autograd([shifted], FusedNetworks([shifted], inputs), 1e-8)
+
+
+def test_what_does_not_learn_shares_the_arrays_of_what_does() -> None:
+    networks = [network([9, 20, 12, 1], ["csr", "dense", "csr"], torch.float64, seed, (0, 1)) for seed in (0, 0)]
+    with torch.no_grad():
+        networks[1][1].weight.mul_(-2)
+    inputs = torch.randn(9, 20, dtype=torch.float64, generator=seeded(1))
+    fused = FusedNetworks(networks[:1], inputs)
+    target = FusedNetworks(networks[1:], inputs, trained=False, like=fused)
+    target.forward()
+    torch.testing.assert_close(target.outputs[0].T, networks[1](inputs.T).detach(), rtol=0, atol=1e-12)
+    assert_like_autograd(networks[:1], fused, 1e-12)
 
 
 def test_some_input_gradients() -> None:
@@ -111,9 +172,12 @@ def test_some_input_gradients() -> None:
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("batch", [16, 32, 64, 72, 100, 128, 144, 192, 256, 272, 512])
-def test_results_do_not_depend_on_the_threads(batch: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("norms", [(), (0, 1)])
+def test_results_do_not_depend_on_the_threads(
+    batch: int, dtype: torch.dtype, norms: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kernels, "SHARE", 1)  # share out whatever there is
-    networks = [network([20, 90, 30, 1], ["csr", "dense", "csr"], dtype, seed) for seed in (0, 50)]
+    networks = [network([20, 90, 30, 1], ["csr", "dense", "csr"], dtype, seed, norms) for seed in (0, 50)]
     inputs = torch.randn(20, batch, generator=seeded(1), dtype=dtype)
     results = []
     before = torch.get_num_threads()
@@ -143,10 +207,11 @@ def test_moved_connections_are_followed_in_place(kind: str) -> None:
     assert_like_autograd([one], fused, 1e-12)
 
 
-def test_growth_signals_are_kept() -> None:
+@pytest.mark.parametrize("norms", [(), (0,)])
+def test_growth_signals_are_kept(norms: tuple[int, ...]) -> None:
     from sparse_core.signals import Capture
 
-    one = network([8, 10, 1], ["csr", "csr"], torch.float64, 3)
+    one = network([8, 10, 1], ["csr", "csr"], torch.float64, 3, norms)
     fused = FusedNetworks([one], torch.randn(8, 20, dtype=torch.float64))
     one[0].capture = Capture(1)
     assert_like_autograd([one], fused, 1e-12)  # which goes through the modules, too
@@ -174,11 +239,28 @@ REFUSED: dict[str, Callable[[], list[nn.Module]]] = {
         hooked(lambda net: net[0].__dict__.update(weight=net[0]._parameters.pop("weight")))
     ],
     "transposed weight": lambda: [transposed()],
+    "normalisation after ReLU": lambda: [nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.LayerNorm(3), nn.Linear(3, 1))],
+    "normalisation without ReLU": lambda: [nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 1))],
+    "normalised outputs": lambda: [nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3))],
+    "ReLU comes last": lambda: [nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.ReLU())],
+    "no scale": lambda: [normalised(nn.LayerNorm(3, elementwise_affine=False))],
+    "no shift": lambda: [normalised(nn.LayerNorm(3, bias=False))],
+    "other epsilon": lambda: [normalised(nn.LayerNorm(3, eps=1e-3))],
+    "other normalisation": lambda: [normalised(nn.RMSNorm(3))],
+    "own normalisation": lambda: [normalised(type("Own", (nn.LayerNorm,), {})(3))],
+    "half a scale": lambda: [normalised(nn.LayerNorm(3, dtype=torch.float16))],
+    "scale that does not learn": lambda: [normalised(nn.LayerNorm(3).requires_grad_(False))],
+    "hook on a normalisation": lambda: [hooked(lambda net: net[1].register_forward_hook(print), normalised())],
+    "one normalised, one not": lambda: [normalised(), nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))],
 }
 
 
-def hooked(meddle: Callable[[Any], object]) -> nn.Module:
-    one = nn.Sequential(nn.Linear(2, 3))
+def normalised(norm: nn.Module | None = None) -> nn.Module:
+    return nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3) if norm is None else norm, nn.ReLU(), nn.Linear(3, 1))
+
+
+def hooked(meddle: Callable[[Any], object], one: nn.Module | None = None) -> nn.Module:
+    one = nn.Sequential(nn.Linear(2, 3)) if one is None else one
     assert fusible(one)
     meddle(one)
     return one
