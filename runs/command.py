@@ -16,10 +16,10 @@ from runs.options import Bench, Command, Continual, Demo, Evaluate, Export, List
 from runs.report.options import Report
 from runs.studies.options import Compare, CompareContinual
 
-DESCRIPTION = """Neural networks that are never dense: train, resume, evaluate and export sparse agents.
+DESCRIPTION = """Neural networks that are never dense: train, resume, compare and report sparse agents and learners.
 
-Begin with `sparse-agents demo`, then `sparse-agents train td3 --sparsity 0.9` for control, or `sparse-agents continual`
-for tasks that come one after the other."""
+Begin with `sparse-agents demo`, then `sparse-agents train td3 --sparsity 0.9` for control, `sparse-agents continual`
+for tasks that come one after the other, or `sparse-agents compare` for whole grids with statistics."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -137,10 +137,10 @@ class List:
 
 @dataclass(frozen=True)
 class Demo:
-    """Train a small sparse agent on HalfCheetah-v5 in two minutes, and see it beside a random policy."""
+    """Compare static with adaptive sparsity and two dense networks on HalfCheetah-v5 in four minutes, and report."""
 
     out: Annotated[Path | None, left_out("PATH")] = None
-    """Run directory. Default: results/demo, or the next free number."""
+    """Study directory. Default: results/demo, or the next free number."""
 
 
 @dataclass(frozen=True)

@@ -147,16 +147,19 @@ def draw_costs(evidence: Evidence, group: str, palette: Palette, endpoint: Endpo
     made = figure(10.5, 5.6)
     panels = made.subplots(2, 2, sharey=True)
     for axes, (label, cost) in zip(panels.flat, COSTS.values(), strict=True):
+        prices = []
         for arm in arms:
             runs = evidence.of(group, arm.name)
             price = float(np.mean([cost(run.result) for run in runs]))
+            prices.append(price)
             found, colour = mean(endpoint.values(runs)), palette.colour(arm)
             if found.low is not None and found.high is not None:
                 axes.plot([price, price], [found.low, found.high], color=colour, alpha=0.6)
             axes.plot([price], [found.value], "o", color=colour, label=arm.name)
-        axes.set_xscale("log")
         plain(axes, xlabel=label)
-        few_ticks(axes.xaxis)
+        if min(prices, default=0) > 0:
+            axes.set_xscale("log")
+            few_ticks(axes.xaxis)
         axes.margins(x=0.12)
     for axes in panels[:, 0]:
         axes.set_ylabel("mean return over training")

@@ -155,6 +155,8 @@ def cost_rows(evidence: Evidence, group: str) -> list[list[str]]:
             float(np.mean(column)) for column in zip(*(_costs(run.result, list(COSTS)) for run in runs), strict=True)
         ]
         first = first or means
-        shares = [f"{short(value)} ({value / base:.2f}×)" for value, base in zip(means, first, strict=True)]
+        shares = [
+            short(value) + (f" ({value / base:.2f}×)" if base else "") for value, base in zip(means, first, strict=True)
+        ]
         rows.append([arm.name, *shares])
     return rows
