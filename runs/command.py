@@ -24,13 +24,7 @@ for tasks that come one after the other, or `sparse-agents compare` for whole gr
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code: 0 done, 2 a mistake that can be mended, 130 interrupted."""
-    options: Any = tyro.cli(
-        Command,
-        prog="sparse-agents",
-        description=DESCRIPTION,
-        args=_which_compare(sys.argv[1:] if arguments is None else arguments),
-        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
-    )
+    options = parse(sys.argv[1:] if arguments is None else arguments)
     _announce()
     try:
         return _run(options)
@@ -48,6 +42,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+
+
+def parse(arguments: Sequence[str]) -> Any:
+    """The options that a command line means; help and mistakes end with `SystemExit`."""
+    return tyro.cli(
+        Command,
+        prog="sparse-agents",
+        description=DESCRIPTION,
+        args=_which_compare(arguments),
+        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
+    )
 
 
 def _which_compare(arguments: Sequence[str]) -> list[str]:

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import tyro
 
-from runs.options import Command
+from runs.command import parse
 from sparse_core import DROP_RULES
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -19,7 +18,7 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    text = "\n".join(blocks("sh")).replace("$topology", "set")
+    text = "\n".join(blocks("sh"))
     return [line.split("#")[0].strip() for line in text.splitlines() if line.strip().startswith("sparse-agents ")]
 
 
@@ -45,11 +44,10 @@ def test_commands_are_understood(command: str) -> None:
     arguments = shlex.split(command)[1:]
     if "--help" in arguments:
         with pytest.raises(SystemExit) as stopped:
-            tyro.cli(Command, args=arguments)
+            parse(arguments)
         assert stopped.value.code == 0
         return
-    config = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes)
-    assert tyro.cli(Command, args=arguments, config=config) is not None
+    assert parse(arguments) is not None
 
 
 def test_there_are_commands_to_understand() -> None:

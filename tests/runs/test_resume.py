@@ -234,9 +234,10 @@ def test_a_run_whose_last_step_is_resumed(finished: Path, tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("topology", sorted(PRESETS))
-def test_kill_9_with_every_topology(topology: str, tmp_path: Path) -> None:
+def test_kill_9_with_every_topology(topology: str, finished: Path, tmp_path: Path) -> None:
     sparsity = None if topology == "dense" else 0.6
-    changes = {**LONG, "topology": topology, "sparsity": sparsity}
+    source = finished if PRESETS[topology].given else None
+    changes = {**LONG, "topology": topology, "sparsity": sparsity, "topology_from": source}
     whole = train(tmp_path / "whole", **changes)
     directory = tmp_path / "run"
     kill_9(directory, MIDDLE, **changes)

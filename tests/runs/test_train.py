@@ -117,9 +117,10 @@ def test_a_policy_that_stays_scores_the_same_at_every_evaluation(tmp_path: Path)
 
 
 @pytest.mark.parametrize("topology", sorted(PRESETS))
-def test_every_topology(topology: str, tmp_path: Path) -> None:
+def test_every_topology(topology: str, finished: Path, tmp_path: Path) -> None:
     sparsity = None if topology == "dense" else 0.6
-    run = train(tmp_path / "run", topology=topology, sparsity=sparsity, steps=400, stop=1.0)
+    source = finished if PRESETS[topology].given else None
+    run = train(tmp_path / "run", topology=topology, sparsity=sparsity, steps=400, stop=1.0, topology_from=source)
     result = result_of(run)
     preset = PRESETS[topology]
     due = 6 if preset.drop else 0

@@ -1,0 +1,194 @@
+"""What a run says about its topology."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv
+from tiny_runs import assert_equal_runs, flags, main, metrics_of, result_of, train
+
+import envs
+from agents import SparseTD3
+from runs.checkpoints import CheckpointStore
+from runs.given_topology import FILE, read_topologies, topologies, write_topologies
+from runs.global_draws import generator_states
+from runs.loading import load_agent
+from runs.snapshot import pack, unpack
+from runs.topology_records import (
+    degree_histograms,
+    dormant_shares,
+    explored_at_first,
+    input_connections,
+    replaced_and_explored,
+)
+from sparse_core import Rewiring, Topology, sparse_layers
+
+
+def test_replaced_and_explored_by_hand() -> None:
+    # A layer of 2 × 5 with connections at 0, 3, 7, 9: three changes of one connection each, and what was ever seen.
+    explored = {"a": torch.tensor([0, 3, 7, 9])}
+    shape = (2, 5)
+    first = Rewiring.of(shape, torch.tensor([0, 3, 7, 9]), torch.tensor([1]), torch.tensor([4]))  # 3 goes, 4 comes
+    assert replaced_and_explored({"a": first}, explored) == (1 / 4, 5 / 10)
+    second = Rewiring.of(shape, first.after, torch.tensor([1]), torch.tensor([3]))  # and back: nothing new
+    assert replaced_and_explored({"a": second}, explored) == (1 / 4, 5 / 10)
+    third = Rewiring.of(shape, second.after, torch.tensor([0]), torch.tensor([0]), "fresh")  # in place
+    assert replaced_and_explored({"a": third}, explored) == (1 / 4, 5 / 10)
+    assert explored["a"].tolist() == [0, 3, 4, 7, 9]
+
+
+def small_agent(**options: Any) -> SparseTD3:
+    env = DummyVecEnv([lambda: envs.make("HalfCheetah-v5")])
+    chosen = dict(sparsity=0.6, policy_kwargs=dict(net_arch=[8, 8]), seed=0, device="cpu", buffer_size=50, batch_size=4)
+    return SparseTD3("MlpPolicy", env, **{**chosen, **options})  # type: ignore[arg-type]
+
+
+def test_dormant_neurons_by_hand() -> None:
+    model = small_agent(topology="dense", sparsity=0)
+    assert dormant_shares(model) == {}  # no experience
+    with torch.no_grad():
+        for network in (model.actor.mu, *model.critic.q_networks):
+            for layer in (network[0], network[2]):
+                layer.weight.zero_()
+                # Activities 1, 1, 1, 1, 1, 1, 0.05 and 0: their mean is 0.756, a tenth of it 0.0756.
+                layer.bias.copy_(torch.tensor([1.0, 1, 1, 1, 1, 1, 0.05, -3]))
+        model.actor.mu[0].bias.fill_(1.0)  # here nobody sleeps
+    buffer = model.replay_buffer
+    assert buffer is not None
+    space = model.observation_space
+    assert isinstance(space, spaces.Box)
+    row = np.zeros((1, *space.shape), np.float32)
+    buffer.add(row, row, np.zeros((1, 6), np.float32), np.zeros(1), np.zeros(1), [{}])
+    assert dormant_shares(model) == {"actor": 2 / 16, "critic": 4 / 16}
+
+
+def test_looking_at_neurons_draws_nothing_and_is_not_captured() -> None:
+    model = small_agent(topology="rigl", learning_starts=10, period=4, stop=1.0)
+    model.learn(20)
+    before = pack(generator_states())
+    captured = {name: len(layer.capture or []) for name, layer in sparse_layers(model.policy).items()}
+    assert 0 < dormant_shares(model)["actor"] < 1
+    after = pack(generator_states())
+    assert after[1] == before[1]
+    assert all(torch.equal(tensor, before[0][name]) for name, tensor in after[0].items())
+    assert {name: len(layer.capture or []) for name, layer in sparse_layers(model.policy).items()} == captured
+
+
+def test_degrees_and_inputs_count_every_connection() -> None:
+    model = small_agent()
+    layers = {name: layer for name, layer in sparse_layers(model.policy).items() if "target" not in name}
+    found = degree_histograms(model)
+    assert set(found) == set(layers) == set(topologies(model)) == set(explored_at_first(model))
+    for name, layer in layers.items():
+        for side, neurons in (("fan_in", layer.out_features), ("fan_out", layer.in_features)):
+            assert sum(count for _, count in found[name][side]) == neurons
+            assert sum(degree * count for degree, count in found[name][side]) == layer.nnz
+    inputs = input_connections(model)
+    assert {name: len(counts) for name, counts in inputs.items()} == {"actor": 17, "critic.qf0": 23, "critic.qf1": 23}
+    assert sum(inputs["actor"]) == layers["actor.mu.0"].nnz
+    assert input_connections(small_agent(topology="dense", sparsity=0))["critic.qf0"] == [8] * 23
+
+
+def test_result_has_the_course_of_the_search(finished: Path) -> None:
+    result, lines = result_of(finished), metrics_of(finished)
+    course, changes = result["topology_course"], [line for line in lines if line["kind"] == "topology"]
+    assert len(course) == result["topology_changes"] == len(changes) == 16
+    assert course == [[line["step"], line["replaced_share"], line["explored_share"]] for line in changes]
+    explored = [entry[2] for entry in course]
+    assert explored == sorted(explored)
+    assert 0.4 < explored[0] < explored[-1] < 1
+    assert [step for step, _ in result["dormant"]] == [step for step, _ in result["curve"]]
+    # Of all positions, those that ever held a connection: also of the layers that the last checkpoint has.
+    stored = CheckpointStore(finished / "checkpoints").load(replay=False)
+    seen = unpack(stored.state, stored.tensors)["journal"]["explored"]
+    model, _, _ = load_agent(finished)
+    for name, topology in topologies(model).items():
+        assert np.isin(topology.positions.numpy(), seen[name].numpy()).all()
+    cells = sum(topology.shape[0] * topology.shape[1] for topology in topologies(model).values())
+    assert explored[-1] == pytest.approx(sum(len(positions) for positions in seen.values()) / cells)
+
+
+def test_seconds_stand_beside_every_evaluation(finished: Path) -> None:
+    measured = json.loads((finished / "result.json").read_text())["measured"]
+    seconds = [each for _, each in measured["curve_seconds"]]
+    assert seconds == sorted(seconds)
+    assert 0 < seconds[0] < seconds[-1] <= measured["seconds"]
+
+
+def test_final_episodes_are_those_of_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train(tmp_path / "run", final_episodes=3)
+    final = result_of(run)["final"]
+    assert final["episodes"] == len(final["returns"]) == 3
+    assert len({*final["returns"]}) == 3
+    capsys.readouterr()
+    assert main("evaluate", run, "--episodes", "3") == 0
+    assert f"return {final['mean_return']:,.1f} ± {final['std_return']:,.1f} over 3 episodes" in capsys.readouterr().out
+
+
+# Given topologies
+
+
+def test_topologies_come_back_from_their_file(tmp_path: Path) -> None:
+    given = {"actor.mu.0": Topology.random((5, 3), 7, torch.Generator().manual_seed(0)), "b": Topology.full((2, 2))}
+    write_topologies(tmp_path, given, "")
+    assert read_topologies(tmp_path) == given
+
+
+def test_run_keeps_a_topology_of_its_own(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run it came from may go: nothing but the file in the run's own directory is read when it is continued."""
+    run = train(tmp_path / "run", topology="final-topology", topology_from=finished)
+    assert topologies(load_agent(run)[0]) == topologies(load_agent(finished)[0])
+    (run / "result.json").unlink()
+    (run / FILE).write_bytes(b"damaged")
+    assert main("resume", run) == 2
+    assert f"{run / FILE} holds no topologies" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            dict(topology="final-topology"),
+            "do not go together; give --topology final-topology and, with --topology-from",
+        ),
+        (dict(topology_from="somewhere"), "do not go together"),
+        (
+            dict(topology="final-topology", topology_from="/nowhere"),
+            "no result of the run whose last topology is to be taken",
+        ),
+        (dict(norm="layers"), "invalid choice"),
+        (dict(final_episodes=-1), "`final_episodes` must be a finite number ≥ 0, got -1"),
+    ],
+)
+def test_what_cannot_be(
+    changes: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(*flags(tmp_path / "run", **changes)) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_normalised_run_is_continued_bit_for_bit(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole", norm="layer")
+    half = train(tmp_path / "half", norm="layer")
+    (half / "result.json").unlink()
+    assert main("resume", half, "--step", "600") == 0
+    assert_equal_runs(whole, half)
+    assert result_of(whole)["norm"] == "layer"
+
+
+def test_config_of_an_earlier_version_is_still_read(finished: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(finished, old)
+    config = json.loads((old / "config.json").read_text())
+    for name in ("norm", "final_episodes", "topology_from"):
+        del config["settings"][name]
+    (old / "config.json").write_text(json.dumps(config))
+    assert load_agent(old)[1].norm == "none"
