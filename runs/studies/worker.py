@@ -5,6 +5,7 @@ It ends at once when its parent does: the pipe closes. What a run prints goes in
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -25,6 +26,7 @@ def main() -> None:
             line = jobs.pop(0)
         reports.write(json.dumps(_perform(json.loads(line))) + "\n")
         reports.flush()
+        gc.collect()  # agents and their replay buffers refer to each other: they would pile up
 
 
 def _read(lines: TextIO, jobs: list[str], arrived: threading.Condition) -> None:
