@@ -16,7 +16,7 @@ from avalanche.training.utils import ParamData
 from torch import Tensor, nn
 from torch.nn import functional
 
-from continual.learner import Costs, Setup
+from continual.learner import Costs, NoChoice, Setup
 from continual.loading import InMemory
 from continual.tensors import classes_of, tensors_of
 from sparse_core import SparseMLP, generators
@@ -190,7 +190,7 @@ def check_choices(setup: Setup, *taken: str, **options: Any) -> dict[str, Any]:
     unset = {field.name: field.default for field in fields(Setup) if field.name in optional - {*taken}}
     wrong = [name for name, default in unset.items() if getattr(setup, name) != default]
     if wrong:
-        raise ValueError(f"this strategy has no choice of {', '.join(map(repr, wrong))}; leave it out")
+        raise NoChoice(wrong)
     unknown = [name for name in setup.options if name not in options]
     if unknown:
         known = ", ".join(map(repr, options)) or "none"

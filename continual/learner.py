@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,6 +11,15 @@ from torch import Tensor
 
 from continual.scenario import ContinualBenchmark
 from sparse_core import Adam
+
+
+class NoChoice(ValueError):
+    """Something was chosen for a strategy that has no such choice."""
+
+    def __init__(self, names: Sequence[str], why: str = "") -> None:
+        what = ", ".join(map(repr, names))
+        super().__init__(f"this strategy has no choice of {what}{f': {why}' if why else ''}; leave it out")
+        self.names = tuple(names)
 
 
 class Learner(Protocol):

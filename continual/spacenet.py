@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from continual.learner import Setup
+from continual.learner import NoChoice, Setup
 from continual.networks import SubspaceNetwork
 from continual.options import Sizes
 from continual.subspaces import SubspaceStrategy
@@ -54,7 +54,7 @@ class SpaceNet(SubspaceStrategy):
         if unknown:
             raise ValueError(f"unknown option {unknown[0]!r}; this strategy's options: {', '.join(sorted(known))}")
         if setup.memory is not None and "memory" not in known:
-            raise ValueError("this strategy has no choice of 'memory': it stores no images; leave it out")
+            raise NoChoice(["memory"], "it stores no images")
         if setup.memory is not None and "memory" not in chosen:
             raise ValueError(f"`memory` is for strategies that rehearse; {cls.__name__} stores no images, leave it out")
         multi_head = setup.benchmark.scenario == "domain-il"

@@ -34,7 +34,7 @@ def continual(options: Continual) -> int:
 def begin(settings: Settings, directory: Path) -> int:
     """Begin a run with these settings."""
     refuse_existing(directory)
-    with _getting_ready(settings):
+    with getting_ready(settings):
         from runs.continual.whole import Run
 
         run = Run(settings, directory)
@@ -57,7 +57,7 @@ def resume_continual(options: Resume, written: dict[str, Any]) -> int:
     check_device(settings.device)
     with RunLock(directory):
         warn_of_changes(written, _versions())
-        with _getting_ready(settings):
+        with getting_ready(settings):
             from runs.continual.whole import Run
 
             run = Run(settings, directory)
@@ -77,7 +77,7 @@ def _finish(run: Any, directory: Path, step: int | None = None) -> int:
 
 
 @contextmanager
-def _getting_ready(settings: Settings) -> Iterator[None]:
+def getting_ready(settings: Settings) -> Iterator[None]:
     """Say at a terminal what takes seconds; a download speaks for itself."""
     console = Console(stderr=True)
     status = console.status(f"loading {settings.benchmark}") if console.is_terminal else nullcontext()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from runs.continual.running import begin, resume_continual
+from runs.continual.running import begin, getting_ready, resume_continual
 from runs.continual.settings import FORMAT, VERSION, Settings
 from runs.files import read_json
 from runs.flags import LearnerFlags
@@ -37,10 +38,42 @@ def arms(options: CompareContinual) -> list[Arm]:
         config = (tyro.conf.OmitArgPrefixes,)
         wanted.append((name, tyro.cli(_ArmFlags, prog=f"--arm {name}", args=arguments, default=base, config=config)))
     groups = names_in(options.benchmark, "benchmark")
-    return [
+    made = [
         Arm(name, flags.strategy, {group: _settings(flags, group, options.threads_per_worker) for group in groups})
         for name, flags in wanted
     ]
+    if any(flags != replace(_ArmFlags(), strategy=flags.strategy) for _, flags in wanted):
+        return _with_own_choices(made, groups)
+    return made
+
+
+def _with_own_choices(arms: list[Arm], groups: list[str]) -> list[Arm]:
+    """Arms without the shared flags that their strategies have no choice of, which is said."""
+    for group in groups:
+        first = _for_seed(arms[0].settings[group], 0)
+        with getting_ready(first):
+            from continual.benchmarks import make_benchmark
+            from continual.learner import NoChoice
+            from runs.continual.seeds import build_learner
+
+            benchmark = make_benchmark(
+                group, tasks=first.tasks, class_order=first.class_order, data_root=first.data_root
+            )
+        for arm in arms:
+            try:
+                build_learner(_for_seed(arm.settings[group], 0), benchmark, 0)
+            except NoChoice as refusal:
+                print(f"{arm.name} has no choice of {', '.join(refusal.names)}: left out for it", file=sys.stderr)
+                defaults = asdict(_for_seed(_settings(replace(_ArmFlags(), strategy=arm.method), group, 1), 0))
+                arm.settings[group].update({name: defaults[name] for name in refusal.names})
+                build_learner(_for_seed(arm.settings[group], 0), benchmark, 0)
+    return arms
+
+
+def _for_seed(settings: Mapping[str, Any], seed: int) -> Settings:
+    """The settings of one run."""
+    config = {"format": FORMAT, "version": VERSION, "settings": {**settings, "seeds": [seed]}}
+    return Settings.from_config(config, "the plan of the study")
 
 
 def _settings(flags: _ArmFlags, group: str, threads: int) -> dict[str, Any]:
@@ -54,5 +87,4 @@ def run(directory: Path, settings: Mapping[str, Any], seed: int) -> int:
     """Begin or continue one run of one seed; the exit code of `continual`."""
     if (directory / "config.json").exists():
         return resume_continual(Resume(directory), read_json(directory / "config.json", "config of a run"))
-    config = {"format": FORMAT, "version": VERSION, "settings": {**settings, "seeds": [seed]}}
-    return begin(Settings.from_config(config, "the plan of the study"), directory)
+    return begin(_for_seed(settings, seed), directory)
