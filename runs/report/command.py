@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from runs.report.endpoints import Endpoint, endpoints
 from runs.report.learners import learner_sections
 from runs.report.loading import Evidence, load
 from runs.report.options import Report
+from runs.report.record import record
 from runs.report.sections import Files, agent_sections
 from runs.report.tables import CONTRAST_HEADINGS, contrast_rows, contrasts_csv
 
@@ -38,7 +39,13 @@ class Findings:
 
 def report(options: Report) -> int:
     """Write the report and say its verdicts."""
-    say(make_report(options))
+    findings = make_report(options)
+    if options.record is not None:
+        record(findings.evidence, options.record)
+        make_report(replace(options, directory=options.record, record=None))
+        for picture in (options.record / "report").glob("*.png"):
+            picture.unlink()  # the page has it
+    say(findings)
     return 0
 
 

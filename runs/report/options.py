@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
+
+from runs.flags import left_out
 
 
 @dataclass(frozen=True)
@@ -23,3 +26,5 @@ class Report:
     """Smallest difference that matters, as a share of the control's mean. A difference surely smaller is a no."""
     resamples: int = 10_000
     """Bootstrap resamples of each interval."""
+    record: Annotated[Path | None, left_out("PATH")] = None
+    """Also copy plan, results, numbers and page into this directory: small files to keep, which can be reported again."""
