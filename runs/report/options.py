@@ -27,4 +27,4 @@ class Report:
     resamples: int = 10_000
     """Bootstrap resamples of each interval."""
     record: Annotated[Path | None, left_out("PATH")] = None
-    """Also copy plan, results, numbers and page into this directory: small files to keep, which can be reported again."""
+    """Also copy plan, results, numbers and page into this directory: small files, which can be reported again."""

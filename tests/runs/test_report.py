@@ -1,0 +1,392 @@
+"""Reports of studies whose truth is known: verdicts, what is missing, the page, and every number."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+from small_studies import ENV, arm, spread, write_learners, write_study
+from tiny_runs import ROOT, main
+
+from runs.files import write_json
+from runs.report.command import Findings, make_report, say
+from runs.report.contrasts import Contrast, contrasts, pairs, sentence
+from runs.report.endpoints import AGENTS, area_under_curve, endpoints, final_return
+from runs.report.loading import load
+from runs.report.options import Report
+from runs.studies.plan import Study
+
+FEW = 100  # resamples
+
+
+def judged(directory: Path, margin: float = 0.05) -> dict[str, Contrast]:
+    """Every usual contrast of a study by its arms, without a page."""
+    evidence = load(directory)
+    found = contrasts(evidence, pairs(evidence, ()), endpoints(evidence)[0], margin, FEW)
+    return {f"{each.pair.first.name}:{each.pair.second.name}": each for each in found}
+
+
+# Endpoints
+
+
+def test_area_under_curve_by_hand() -> None:
+    # From 100 to 300: trapezoids (0 + 10) / 2 · 100 and (10 + 40) / 2 · 100, over 200 steps.
+    assert area_under_curve({"curve": [[100, 0], [200, 10], [300, 40]]}) == (500 + 2500) / 200
+    # Evaluations at other distances count for as long as they last.
+    assert area_under_curve({"curve": [[0, 0], [10, 10], [40, 10]]}) == (50 + 300) / 40
+    assert area_under_curve({"curve": [[100, 7]]}) == 7
+
+
+def test_final_return_is_that_of_ten_evaluations() -> None:
+    assert final_return({"curve": [[step, step] for step in range(1, 13)]}) == np.mean(range(3, 13))
+    assert final_return({"curve": [[1, 4], [2, 6]]}) == 5
+
+
+# Verdicts
+
+
+def test_verdicts_on_known_truths(tmp_path: Path) -> None:
+    levels = {
+        "dense": spread(100, 1, 5), "static-0.9": spread(100, 1, 5), "set-0.9": spread(150, 1, 5),
+        "rigl-0.9": spread(60, 1, 5),
+    }  # fmt: skip
+    found = judged(write_study(tmp_path, levels))
+    words = {name: each.word for name, each in found.items()}
+    assert words == {
+        "set-0.9:static-0.9": "yes", "set-0.9:dense": "yes", "rigl-0.9:static-0.9": "no", "rigl-0.9:dense": "no",
+        "static-0.9:dense": "no",
+    }  # fmt: skip
+    assert found["rigl-0.9:static-0.9"].why == "it does worse"
+    assert found["static-0.9:dense"].why == "no difference of 5 % or more"
+    better = found["set-0.9:static-0.9"]
+    assert better.difference.value == pytest.approx(50)
+    assert better.relative[0] == pytest.approx(0.5)
+    assert better.reference == pytest.approx(100)
+    assert better.improvement.value == 1
+
+
+def test_noise_is_undecided_and_says_how_many_seeds(tmp_path: Path) -> None:
+    found = judged(write_study(tmp_path, {"static-0.9": spread(100, 20, 5), "set-0.9": spread(110, 20, 5)}))
+    (each,) = found.values()
+    assert each.word == "undecided"
+    # Half a deviation apart: 64 an arm for 80 % power at 5 %; a margin of 5 against a difference of 10 is no way out.
+    assert each.why == "about 64 seeds an arm needed"
+    assert sentence(each, AGENTS[0]) == (
+        "Does set-0.9 do better than static-0.9? Undecided, about 64 seeds an arm needed: mean return over training "
+        "+10 % (95 % interval -19 … +39 % by Welch, n = 5 and 5, p = 0.45 after Holm)"
+    )
+
+
+def test_holm_withholds_what_one_contrast_alone_would_get(tmp_path: Path) -> None:
+    pair = {"static-0.9": spread(100, 10, 5), "set-0.9": spread(118, 10, 5)}
+    (alone,) = judged(write_study(tmp_path / "one", pair)).values()
+    assert alone.word == "yes"
+    assert alone.difference.p == pytest.approx(alone.p_holm)
+    many = {"dense": spread(117, 10, 5), "small-dense-0.9": spread(117, 10, 5), **pair, "rigl-0.9": spread(117, 10, 5)}
+    among = judged(write_study(tmp_path / "many", many))
+    assert among["set-0.9:static-0.9"].word == "undecided"
+    assert among["set-0.9:static-0.9"].difference.p == alone.difference.p
+    assert among["set-0.9:static-0.9"].p_holm == pytest.approx(alone.difference.p * len(among))
+
+
+@pytest.mark.parametrize(("runs", "word"), [(1, "one run says nothing about spread"), (2, "")])
+def test_one_run_and_two(runs: int, word: str, tmp_path: Path) -> None:
+    found = judged(write_study(tmp_path, {"static-0.9": [100.0, 101][:runs], "set-0.9": [120.0, 123][:runs]}))
+    (each,) = found.values()
+    assert each.why.startswith(word) if word else each.p_holm is not None
+
+
+def test_controls_of_each_method(tmp_path: Path) -> None:
+    names = [
+        "dense", "small-dense-0.9", "small-dense-0.5", "static-0.9", "static-0.5", "set-0.9", "reset-in-place-0.9",
+        "final-topology-0.9",
+    ]  # fmt: skip
+    found = judged(write_study(tmp_path, {name: [1.0, 2.0] for name in names}))
+    assert [*found] == [
+        "set-0.9:static-0.9", "set-0.9:reset-in-place-0.9", "set-0.9:final-topology-0.9", "set-0.9:small-dense-0.9",
+        "set-0.9:dense", "static-0.9:small-dense-0.9", "static-0.9:dense", "static-0.5:small-dense-0.5",
+        "static-0.5:dense",
+    ]  # fmt: skip
+
+
+def test_other_networks_are_no_controls(tmp_path: Path) -> None:
+    write_study(tmp_path, {"static-0.9": [1.0, 2.0], "set-0.9": [1.0, 2.0]})
+    arms = [arm("static-0.9", [ENV], norm="layer"), arm("set-0.9", [ENV])]
+    Study("agents", [ENV], arms, [0, 1], [["x"]]).write(tmp_path, "")
+    assert judged(tmp_path) == {}
+
+
+def test_swapped_arms_swap_the_verdict(tmp_path: Path) -> None:
+    levels = {"static-0.9": spread(100, 3, 4), "set-0.9": spread(120, 3, 4)}
+    evidence = load(write_study(tmp_path, levels))
+    both = contrasts(evidence, pairs(evidence, ["set-0.9:static-0.9", "static-0.9:set-0.9"]), AGENTS[0], 0.05, FEW)
+    assert [each.word for each in both] == ["yes", "no"]
+    assert both[0].difference.value == -both[1].difference.value
+    assert both[0].improvement.value == 1 - both[1].improvement.value
+
+
+# Whole reports
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Findings]:
+    """A study of two environments with its report; only to be read."""
+    directory = tmp_path_factory.mktemp("reported") / "study"
+    levels = {"dense": spread(100, 5, 3), "static-0.9": spread(80, 5, 3), "set-0.9": spread(110, 5, 3)}
+    write_study(directory, levels, groups=(ENV, "Ant-v5"))
+    return directory, make_report(Report(directory, resamples=FEW))
+
+
+def rows(directory: Path, name: str) -> list[dict[str, str]]:
+    with (directory / "report" / name).open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_report_says_verdicts_and_ends_with_its_path(
+    reported: tuple[Path, Findings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory, findings = reported
+    say(findings)
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert len(lines) == 1 + 2 * 3
+    assert lines[0].startswith(f"{ENV}: Does set-0.9 do better than static-0.9? Yes: mean return over training +38 %")
+    assert lines[-1] == str(directory / "report.html")
+    assert said.err == ""
+
+
+class Links(HTMLParser):
+    """Everything a page would load or lead to, and its text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loaded: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loaded += [value or "" for name, value in attributes if name in ("src", "href", "srcset", "action")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def read_page(directory: Path) -> Links:
+    links = Links()
+    links.feed((directory / "report.html").read_text())
+    return links
+
+
+def test_page_loads_nothing_from_elsewhere(reported: tuple[Path, Findings]) -> None:
+    page = read_page(reported[0])
+    assert page.tags.count("img") == len([*(reported[0] / "report").glob("*.png")]) >= 10
+    assert all(each.startswith("data:image/png;base64,") for each in page.loaded)
+    assert not {"script", "link", "iframe"} & {*page.tags}
+    assert "url(" not in (reported[0] / "report.html").read_text()
+    assert "As few as 3 seeds an arm is little" in page.text
+    assert "18 of 18 runs are finished" in page.text
+    assert "sparse-agents compare" in page.text
+
+
+def test_numbers_in_the_files_are_those_of_the_runs(reported: tuple[Path, Findings]) -> None:
+    directory, _ = reported
+    found = {(row["group"], row["arm"], row["endpoint"]): row for row in rows(directory, "endpoints.csv")}
+    assert len(found) == 2 * 3 * 3
+    row = found["Ant-v5", "static-0.9", "auc"]
+    half = stats.t.ppf(0.975, 2) * 5 / 3**0.5
+    shown = [float(row[name]) for name in ("mean", "low", "high")]
+    assert shown == pytest.approx([80, 80 - half, 80 + half])
+    assert row["runs"] == "3"
+    by_run = rows(directory, "runs.csv")
+    assert sorted(float(each["auc"]) for each in by_run if each["arm"] == "set-0.9")[::2] == pytest.approx(
+        [105, 110, 115]
+    )
+    assert {float(each["flops"]) for each in by_run} == {1e9}
+    contrast = {(each["group"], each["first"], each["second"]): each for each in rows(directory, "contrasts.csv")}
+    assert len(contrast) == 6
+    one = contrast[ENV, "set-0.9", "static-0.9"]
+    theirs = stats.ttest_ind(spread(110, 5, 3), spread(80, 5, 3), equal_var=False)
+    assert float(one["p_welch"]) == pytest.approx(theirs.pvalue)
+    assert float(one["difference"]) == pytest.approx(30)
+    assert float(one["p_permutation"]) == 2 / 20
+    curve = [each for each in rows(directory, "curves.csv") if (each["group"], each["arm"]) == (ENV, "dense")]
+    assert [int(each["step"]) for each in curve] == [*range(100, 1300, 100)]
+    assert {float(each["mean"]) for each in curve} == {100}
+    whole = {(each["arm"], each["endpoint"]): each for each in rows(directory, "aggregates.csv")}
+    assert float(whole["dense", "auc"]["iqm"]) == pytest.approx(1)
+    assert float(whole["set-0.9", "auc"]["iqm"]) == pytest.approx(1.1)
+    assert whole["set-0.9", "auc"]["divided_by"] == "the mean of dense"
+    searched = {(each["arm"], each["what"]) for each in rows(directory, "topology.csv")}
+    assert ("set-0.9", "explored") in searched
+    assert ("static-0.9", "explored") not in searched
+    assert ("dense", "dormant_critic") in searched
+
+
+def digest(directory: Path) -> dict[str, str]:
+    paths = [directory / "report.html", *(directory / "report").iterdir()]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def test_two_reports_are_the_same_bytes(reported: tuple[Path, Findings]) -> None:
+    directory, _ = reported
+    before = digest(directory)
+    command = [sys.executable, "-m", "runs.command", "report", str(directory), "--resamples", str(FEW)]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": "7"}, check=True, capture_output=True)
+    assert digest(directory) == before
+    assert len(before) >= 17
+
+
+def test_nothing_else_of_a_study_is_touched(reported: tuple[Path, Findings]) -> None:
+    directory, _ = reported
+    others = {path.name for path in directory.iterdir()} - {"report", "report.html"}
+    assert others == {"study.json", ENV, "Ant-v5"}
+    assert {path.name for path in directory.rglob("*") if "seed-" in str(path.parent)} == {"result.json"}
+
+
+def test_what_is_missing_or_odd_is_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = write_study(tmp_path / "study", {"static-0.9": spread(80, 5, 6), "set-0.9": spread(110, 5, 6)})
+    runs = directory / ENV
+    (runs / "set-0.9/seed-0/result.json").write_text('{"format": "sparse-ag')
+    (runs / "set-0.9/seed-1/result.json").write_text('{"format": "somebody-elses"}')
+    other = json.loads((runs / "set-0.9/seed-3/result.json").read_text())
+    (runs / "set-0.9/seed-2/result.json").write_text(json.dumps(other))
+    (runs / "static-0.9/seed-5/result.json").unlink()
+    (runs / "static-0.9/seed-4/result.json").unlink()
+    write_json(runs / "static-0.9/seed-4.failed.json", {"error": "diverged <b>&", "attempts": 1})
+    (directory / "holiday").mkdir()
+    (directory / "holiday/photo.png").write_text("")
+    (runs / "empty").mkdir()
+    assert main("report", directory, "--resamples", str(FEW)) == 0
+    lines = capsys.readouterr().err.splitlines()
+    cut = runs / "set-0.9/seed-0/result.json"
+    assert lines[0].startswith(
+        f"damaged: {ENV} set-0.9 seed 0: the result of a run {cut} is damaged (Unterminated string"
+    )
+    assert lines[1].startswith(
+        f"damaged: {ENV} set-0.9 seed 1: {cut.parents[1]}/seed-1/result.json is no result of such"
+    )
+    assert lines[2] == f"damaged: {ENV} set-0.9 seed 2: {cut.parents[1]}/seed-2/result.json is of seed 3"
+    assert lines[3:] == [
+        f"failed: {ENV} static-0.9 seed 4: diverged <b>&",
+        f"missing: {ENV} static-0.9 seed 5",
+        "not of this study, left out: holiday",
+        f"not of this study, left out: {ENV}/empty (empty)",
+        f"unequal numbers of runs on {ENV}: static-0.9 4, set-0.9 3",
+    ]
+    page = read_page(directory)
+    assert all(" ".join(line.split()) in " ".join(page.text.split()) for line in lines)
+    assert "b" not in page.tags  # what came from a file is text
+    assert "7 of 12 runs are finished" in page.text
+    assert "n = 3 and 4" in page.text
+
+
+def test_unequal_steps_are_said(tmp_path: Path) -> None:
+    write_study(tmp_path, {"static-0.9": [1.0, 2.0], "set-0.9": [1.0, 2.0]})
+    arms = [arm("static-0.9", [ENV]), arm("set-0.9", [ENV], steps=2400)]
+    Study("agents", [ENV], arms, [0, 1], [["x"]]).write(tmp_path, "")
+    assert load(tmp_path).problems == [f"unequal steps on {ENV}: static-0.9 1,200, set-0.9 2,400"]
+
+
+@pytest.mark.parametrize("kind", ["empty", "file", "plan", "nowhere"])
+def test_nothing_to_report(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory, message = tmp_path / "study", "is no study (it has no study.json)"
+    if kind == "nowhere":
+        message = "is not a directory"
+    elif kind == "file":
+        directory.write_text("")
+        message = "is not a directory"
+    else:
+        directory.mkdir()
+    if kind == "plan":
+        Study("agents", [ENV], [arm("set-0.9", [ENV])], [0], [["x"]]).write(directory, "")
+        message = (
+            f"has no finished run (missing: {ENV} set-0.9 seed 0); finish the study by its `sparse-agents compare`"
+        )
+    before = [*tmp_path.rglob("*")]
+    assert main("report", directory) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.splitlines()) == 1
+    assert [*tmp_path.rglob("*")] == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--contrast", "set-0.9:sett"],
+            "`contrast` must name two arms as FIRST:SECOND, of dense, static-0.9, set-0.9",
+        ),
+        (["--margin", "-1"], "`margin` must be a share ≥ 0 such as 0.05, got -1.0"),
+        (["--resamples", "3"], "`resamples` must be at least 100, got 3"),
+    ],
+)
+def test_flags_that_cannot_be(
+    flags: list[str], message: str, reported: tuple[Path, Findings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main("report", reported[0], *flags) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_names_are_text(tmp_path: Path) -> None:
+    """Arms are checked when a study is made; a plan may have been edited since."""
+    name = "a<b>&-0.9"
+    directory = tmp_path / "study"
+    write_study(directory, {"static-0.9": [1.0, 2.0], "set-0.9": [3.0, 4.0]})
+    plan: dict[str, Any] = json.loads((directory / "study.json").read_text())
+    plan["arms"][1]["name"] = name
+    (directory / "study.json").write_text(json.dumps(plan))
+    (directory / ENV / "set-0.9").rename(directory / ENV / name)
+    make_report(Report(directory, resamples=FEW))
+    page = read_page(directory)
+    assert f"Does {name} do better than static-0.9?" in page.text
+    assert "b" not in page.tags
+
+
+@pytest.mark.slow
+def test_record_is_small_and_says_the_same(reported: tuple[Path, Findings], tmp_path: Path) -> None:
+    directory, _ = reported
+    kept = tmp_path / "kept"
+    for _ in range(2):  # the second time over the first
+        assert main("report", directory, "--resamples", str(FEW), "--record", kept) == 0
+    assert digest(directory)["contrasts.csv"] == digest(kept)["contrasts.csv"]
+    everything = "".join(path.read_text() for path in kept.rglob("*") if path.is_file())
+    assert "/home/me" not in everything
+    assert "desk" not in everything
+    assert not [*kept.rglob("*.png")]
+    assert len([*kept.rglob("result.json")]) == 18
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/thesis.tex").write_text("")
+    assert main("report", directory, "--resamples", str(FEW), "--record", tmp_path / "other") == 2
+
+
+# Continual learners
+
+
+def test_learners(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    levels = {"spacenet": spread(0.8, 0.01, 3), "spacenet-static": spread(0.6, 0.01, 3), "naive": spread(0.2, 0.01, 3)}
+    directory = write_learners(tmp_path / "study", levels)
+    assert main("report", directory, "--resamples", str(FEW)) == 0
+    said = capsys.readouterr().out
+    for control in ("spacenet-static", "naive"):
+        assert f"Does spacenet do better than {control}? Yes: accuracy, task not known" in said
+    page = read_page(directory)
+    assert "naive (fine-tuning without any protection)" in page.text
+    assert "Not in this study: ncm, slda, joint; add them with --strategies ncm,slda,joint." in page.text
+    for name in ("R-split-digits-spacenet.png", "accuracy-split-digits-naive.png", "endpoints-split-digits.png"):
+        assert (directory / "report" / name).is_file()
+    cells = [row for row in rows(directory, "continual.csv") if row["what"] == "R" and row["arm"] == "naive"]
+    assert len(cells) == 3 * 2 * 9
+    forgetting = [row for row in rows(directory, "endpoints.csv") if row["endpoint"] == "class_forgetting"]
+    assert [float(row["mean"]) for row in forgetting] == pytest.approx([0.1] * 3)
