@@ -33,7 +33,8 @@ class Palette:
     """A colour and a line for each arm of a study, the same in every picture."""
 
     def __init__(self, arms: Sequence[Arm]) -> None:
-        others = [arm.name for arm in arms if arm.method != "dense"]
+        dense = next((arm.name for arm in arms if arm.method == "dense"), None)
+        others = [arm.name for arm in arms if arm.name != dense]
         self._number = {name: number for number, name in enumerate(others)}
 
     def colour(self, arm: Arm) -> str:
