@@ -6,6 +6,7 @@ global generator; here they draw from one that is named.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,12 @@ EXPANDED = "expanded percentile bootstrap"
 _BLOCK = 4_000_000  # numbers that are resampled at once
 _EXACT = 20_000  # splits up to which a permutation test tries them all
 MOST_SEEDS = 1_000  # beyond which a number of seeds says nothing
+
+
+def generator_for(*names: str) -> np.random.Generator:
+    """A generator of its own for each thing that is estimated, so that a further arm does not move the others."""
+    digest = hashlib.sha256("\n".join(names).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16], "big"))
 
 
 class SeededBootstrap(library.StratifiedBootstrap):  # type: ignore[misc]
