@@ -267,6 +267,7 @@ GUARDED = """
 import ctypes, mmap, sys
 import numpy as np, torch
 from sparse_core import Topology, fused, kernels, passes
+from sparse_core.vectors import UNIT, VECTOR_BYTES
 
 PAGE, libc = mmap.PAGESIZE, ctypes.CDLL(None, use_errno=True)
 
@@ -304,16 +305,38 @@ for dtype in (np.float32, np.float64):
                 transposed = [t_pointer, guarded(t_column.astype(np.uint16), at_end), order]
                 arrays = [pointer, column, values, bias, None, *transposed, x, y, dx, y, None, values]
                 row = [rows, columns, nnz, *(0 if array is None else array.ctypes.data for array in [*arrays, dbias])]
+                row += [0] * (passes.FIELDS - len(row))
                 row[passes.RELU], row[passes.GATED] = 1, 1
                 weight, gradient = (guarded(np.ones((rows, columns), dtype), at_end) for _ in range(2))
-                dense = [*row, 1]
-                dense[passes.NNZ], dense[passes.VALUES] = 0, weight.ctypes.data
+                dense = [*row]
+                dense[passes.DENSE], dense[passes.NNZ], dense[passes.VALUES] = 1, 0, weight.ctypes.data
                 dense[passes.DVALUES] = gradient.ctypes.data
-                layers = guarded(np.array([[[*row, 0]], [dense]]), at_end)
-                for parts in (1, 2, 3):
-                    passes.forward_threaded(layers, batch, parts, dtype(0))
-                    passes.backward_threaded(layers, batch, 0, columns, parts, dtype(0), np.uint16(0))
-                    passes.gradients_threaded(layers, batch, parts, dtype(0))
+                # Either kind with a normalisation after it, below a dense layer that has its outputs as inputs.
+                units = -(-batch // (UNIT * VECTOR_BYTES // x.itemsize))
+                shapes = [(rows, batch), (4, batch), (rows,), (rows,), (units, 2, rows), (rows,), (rows,)]
+                normalisation = [guarded(np.ones(shape, dtype), at_end) for shape in shapes]
+                fields = (
+                    passes.NORMALISED, passes.STATISTICS, passes.SCALE, passes.SHIFT, passes.PARTS, passes.DSCALE,
+                    passes.DSHIFT,
+                )
+                lower = [[*row], [*dense]]
+                for layer in lower:
+                    layer[passes.RELU] = layer[passes.GATED] = 0
+                    for field, array in zip(fields, normalisation):
+                        layer[field] = array.ctypes.data
+                above, sizes = [0] * passes.FIELDS, [(columns, rows), (columns,), (columns, batch)]
+                above[passes.OUT], above[passes.IN], above[passes.DENSE], above[passes.GATED] = columns, rows, 1, 1
+                held = [guarded(np.ones(size, dtype), at_end) for size in [*sizes, *sizes]]
+                places = (passes.VALUES, passes.BIAS, passes.Y, passes.DVALUES, passes.DBIAS, passes.DY)
+                for field, array in zip(places, held):
+                    above[field] = array.ctypes.data
+                above[passes.X], above[passes.DX] = normalisation[0].ctypes.data, y.ctypes.data
+                chains = [guarded(np.array([[layer, above]]), at_end) for layer in lower]
+                for layers in (guarded(np.array([[row], [dense]]), at_end), *chains):
+                    for parts in (1, 2, 3):
+                        passes.forward_threaded(layers, batch, parts, dtype(0))
+                        passes.backward_threaded(layers, batch, 0, columns, parts, dtype(0), np.uint16(0))
+                        passes.gradients_threaded(layers, batch, parts, dtype(0))
         for count in (1, 7, 8, 15, 16, 17, 33):
             arrays = [guarded(np.ones(count, dtype), at_end) for _ in range(4)]
             torch_dtype = torch.from_numpy(arrays[0]).dtype
