@@ -62,4 +62,5 @@ def commit() -> str | None:
 
 def command() -> list[str]:
     """The command that is running, as it can be typed."""
-    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+    program = Path(sys.argv[0]).name
+    return ["sparse-agents" if program == "command.py" else program, *sys.argv[1:]]  # or `python -m runs.command`

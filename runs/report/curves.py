@@ -116,18 +116,25 @@ def draw_endpoints(evidence: Evidence, group: str, palette: Palette, endpoints: 
     return made
 
 
-def draw_profile(scores: dict[str, Array], arms: Sequence[Arm], palette: Palette, label: str) -> Figure:
-    """Share of runs above each score; scores (runs, tasks) by arm, tasks side by side."""
-    made = figure(8, 3.8)
-    axes = made.subplots()
+def profiles(scores: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+    """Thresholds, and the share of each arm's runs above each of them; scores (runs, tasks) by arm."""
     lowest = min(float(each.min()) for each in scores.values())
     highest = max(float(each.max()) for each in scores.values())
     room = 0.05 * (highest - lowest or 1.0)
     thresholds = np.linspace(lowest - room, highest + room, 201)
+    return thresholds, {name: profile(each, thresholds) for name, each in scores.items()}
+
+
+def draw_profile(scores: dict[str, Array], arms: Sequence[Arm], palette: Palette, label: str) -> Figure:
+    """Share of runs above each score; scores (runs, tasks) by arm, tasks side by side."""
+    made = figure(8, 3.8)
+    axes = made.subplots()
+    thresholds, shares = profiles(scores)
     for arm in arms:
-        if arm.name in scores:
-            shares = profile(scores[arm.name], thresholds)
-            axes.step(thresholds, shares, color=palette.colour(arm), linestyle=palette.line(arm), label=arm.name)
+        if arm.name in shares:
+            axes.step(
+                thresholds, shares[arm.name], color=palette.colour(arm), linestyle=palette.line(arm), label=arm.name
+            )
     plain(axes, xlabel=label, ylabel="share of runs above it")
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return made

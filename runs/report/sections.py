@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -9,11 +10,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from runs.report import page
-from runs.report.curves import draw_costs, draw_curves, draw_endpoints, draw_profile, draw_seconds
+from runs.report.curves import draw_costs, draw_curves, draw_endpoints, draw_profile, draw_seconds, profiles, seconds_of
 from runs.report.drawing import Palette, png
 from runs.report.endpoints import Endpoint
 from runs.report.loading import Evidence
-from runs.report.statistics import Array, Interval, iqm
+from runs.report.statistics import Array, Interval, iqm, mean_curve
 from runs.report.tables import (
     as_csv,
     cost_rows,
@@ -97,6 +98,8 @@ def agent_sections(evidence: Evidence, endpoints: Sequence[Endpoint], files: Fil
     files.contents["curves.csv"] = curves_csv(evidence, resamples)
     files.contents["endpoints.csv"] = endpoints_csv(evidence, endpoints)
     files.contents["topology.csv"] = topology_csv(evidence)
+    files.contents["degrees.csv"] = degrees_csv(evidence)
+    files.contents["seconds.csv"] = seconds_csv(evidence)
 
 
 def endpoint_table(evidence: Evidence, group: str, endpoints: Sequence[Endpoint]) -> str:
@@ -163,6 +166,8 @@ def _aggregates(
     )
     scores, _ = normalised(evidence, endpoints[0])
     flat = {name: np.concatenate(each)[:, None] for name, each in scores.items() if each}
+    thresholds, shares = profiles(flat)
+    files.contents["profile.csv"] = as_csv(["threshold", *shares], zip(thresholds, *shares.values(), strict=True))
     yield files.picture(
         "profile", draw_profile(flat, evidence.arms, palette, f"{endpoints[0].label}, divided by {base}"),
         "performance profile",
@@ -173,6 +178,30 @@ def _ratio(found: Interval) -> str:
     if found.low is None or found.high is None:
         return f"{found.value:.3f} (n = {found.runs})"
     return f"{found.value:.3f} ({found.low:.3f} … {found.high:.3f}; n = {found.runs})"
+
+
+def degrees_csv(evidence: Evidence) -> bytes:
+    """One line for each degree of each layer: how many neurons have it at the end, over all runs of an arm."""
+    counts: Counter[tuple[str, str, str, str, int]] = Counter()
+    for run in evidence.runs:
+        for layer, sides in (run.result.get("degrees") or {}).items():
+            for side, histogram in sides.items():
+                for degree, neurons in histogram:
+                    counts[run.group, run.arm.name, layer, side, degree] += neurons
+    rows = [[*key, neurons] for key, neurons in sorted(counts.items())]
+    return as_csv(["group", "arm", "layer", "side", "degree", "neurons"], rows)
+
+
+def seconds_csv(evidence: Evidence) -> bytes:
+    """One line for each point of the curves over seconds of training."""
+    rows: list[list[object]] = []
+    for group in evidence.groups:
+        for arm in evidence.arms:
+            runs = evidence.of(group, arm.name)
+            found = seconds_of(runs) if runs else None
+            if found is not None:
+                rows += [[group, arm.name, *point] for point in zip(found[0], mean_curve(found[1]), strict=True)]
+    return as_csv(["group", "arm", "seconds", "mean_return"], rows)
 
 
 def topology_csv(evidence: Evidence) -> bytes:

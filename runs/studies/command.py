@@ -66,7 +66,7 @@ def _compare(wanted: Study, options: StudyFlags) -> int:
         return 0
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
-    with RunLock(directory), stop_signals("moment", silent=_say().is_terminal) as stop:
+    with RunLock(directory), stop_signals("step of every run", silent=_say().is_terminal) as stop:
         whole = _settled(whole, stop)
         if stop:
             return _say_how_to_go_on(directory)

@@ -8,6 +8,7 @@ from tiny_runs import main
 import runs.demo
 
 
+@pytest.mark.slow
 def test_a_short_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(runs.demo, "STEPS", 100)  # ends before learning begins
     monkeypatch.setattr(runs.demo, "SEEDS", 1)
