@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from runs.continual.pictures import SCENARIOS
 from runs.failure import UserError
 from runs.files import read_json
 from runs.report.shapes import RESULTS, fault, plan_shape
@@ -147,7 +148,9 @@ def _agent_faults(result: dict[str, Any], cell: Cell) -> Iterator[str]:
 
 
 def _learner_faults(result: dict[str, Any]) -> Iterator[str]:
-    tasks = len(result["task_classes"])
+    tasks, scenario = len(result["task_classes"]), result["benchmark_scenario"]
+    if scenario not in SCENARIOS:
+        yield f"`benchmark_scenario` must be one of {', '.join(SCENARIOS)}, got {scenario!r}"
     for kind in ("class_il", "task_il"):
         rows = (result["R"][kind] or [[]])[0]
         if rows and not all(len(row) == tasks for row in [*rows, rows]):

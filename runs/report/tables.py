@@ -5,16 +5,17 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from runs.report.contrasts import Contrast, p_text
-from runs.report.curves import COSTS, curve_of
+from runs.report.curves import COSTS, curve_band, curve_of
 from runs.report.drawing import short
-from runs.report.endpoints import Endpoint
-from runs.report.loading import Evidence
-from runs.report.statistics import Interval, bootstrap, mean, mean_curve
+from runs.report.endpoints import Endpoint, overall
+from runs.report.loading import Evidence, Run
+from runs.report.statistics import Interval, mean, mean_curve
 
 
 def as_csv(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
@@ -28,13 +29,13 @@ def as_csv(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
 
 def runs_csv(evidence: Evidence, endpoints: Sequence[Endpoint]) -> bytes:
     """One line a run: its endpoints and what it cost."""
-    costs = list(COSTS) if evidence.study.kind == "agents" else ["connections", "bytes", "seconds"]
+    costs = cost_names(evidence)
     rows = [
         [
             run.group,
             run.arm.name,
             run.seed,
-            *(endpoint.of(run.result) for endpoint in endpoints),
+            *(endpoint.of_run(run) for endpoint in endpoints),
             *_costs(run.result, costs),
         ]
         for run in evidence.runs
@@ -52,14 +53,13 @@ def _costs(result: dict[str, Any], names: Sequence[str]) -> list[float]:
 def curves_csv(evidence: Evidence, resamples: int) -> bytes:
     """One line for each evaluation of each arm: mean over its runs, and its interval."""
     rows: list[list[Any]] = []
-    generator = np.random.default_rng(0)
     for group in evidence.groups:
         for arm in evidence.arms:
             runs = evidence.of(group, arm.name)
             if not runs:
                 continue
             steps, returns = curve_of(runs)
-            middle, band = mean_curve(returns), bootstrap(returns, mean_curve, generator, resamples)
+            middle, band = mean_curve(returns), curve_band(group, arm, returns, resamples)
             low, high = band if band is not None else ([None] * len(steps), [None] * len(steps))
             rows += [
                 [group, arm.name, int(step), *values, len(runs)]
@@ -88,37 +88,81 @@ def endpoints_csv(evidence: Evidence, endpoints: Sequence[Endpoint]) -> bytes:
     return as_csv(["group", "arm", "endpoint", "mean", "low", "high", "runs", "interval"], rows)
 
 
-def contrasts_csv(found: Sequence[Contrast], endpoint: Endpoint) -> bytes:
+def cost_names(evidence: Evidence) -> list[str]:
+    """What the runs of a study are said to have cost."""
+    return list(COSTS) if evidence.study.kind == "agents" else ["connections", "bytes", "seconds"]
+
+
+def mean_costs(runs: Sequence[Run], names: Sequence[str]) -> list[float]:
+    """Of an arm."""
+    return [float(np.mean(column)) for column in zip(*(_costs(run.result, names) for run in runs), strict=True)]
+
+
+def relative_costs(evidence: Evidence, contrast: Contrast) -> list[float]:
+    """What the first arm of a contrast cost as shares of the second's; over several groups their geometric mean."""
+    groups, names = (
+        [each for each in evidence.groups if contrast.group in (each, overall(evidence))],
+        cost_names(evidence),
+    )
+    shares = []
+    for group in groups:
+        both = [evidence.of(group, arm.name) for arm in (contrast.pair.first, contrast.pair.second)]
+        if all(both):
+            first, second = (np.array(mean_costs(runs, names)) for runs in both)
+            shares.append(first / second)
+    return [float(each) for each in np.exp(np.mean(np.log(shares), axis=0))]
+
+
+def cost_sentence(evidence: Evidence, contrast: Contrast) -> str:
+    """What the first arm cost, in words."""
+    labels = {
+        "connections": "connections",
+        "bytes": "bytes in training",
+        "flops": "training FLOPs",
+        "seconds": "seconds",
+    }
+    shares = [
+        f"{share:.2g} × the {labels[name]}"
+        for name, share in zip(cost_names(evidence), relative_costs(evidence, contrast), strict=True)
+    ]
+    return f"It cost {', '.join(shares[:-1])} and {shares[-1]}."
+
+
+def contrasts_csv(evidence: Evidence, found: Sequence[Contrast], endpoint: Endpoint) -> bytes:
     """One line for each contrast."""
     headings = [
         "group", "first", "second", "endpoint", "difference", "low", "high", "relative", "p_welch", "p_holm",
         "p_permutation", "probability_of_improvement", "pi_low", "pi_high", "runs_first", "runs_second", "verdict",
-        "why",
+        "why", *(f"{name}_of_second" for name in cost_names(evidence)),
     ]  # fmt: skip
     rows = [
         [
             each.group, each.pair.first.name, each.pair.second.name, endpoint.name, each.difference.value,
             each.difference.low, each.difference.high, each.relative[0], each.difference.p, each.p_holm,
             each.p_permutation, each.improvement.value, each.improvement.low, each.improvement.high,
-            *each.difference.runs, each.word, each.why,
+            *each.difference.runs, each.word, each.why, *relative_costs(evidence, each),
         ]
         for each in found
     ]  # fmt: skip
     return as_csv(headings, rows)
 
 
-def contrast_rows(found: Sequence[Contrast], endpoint: Endpoint) -> list[list[str]]:
-    """For the page."""
+def contrast_rows(found: Sequence[Contrast], endpoint: Endpoint, groups: Sequence[str]) -> list[list[str]]:
+    """For the page; what is not of one of these groups is a mean over them, of numbers near 1."""
     return [
         [
             f"{each.pair.first.name} − {each.pair.second.name}", each.group,
-            endpoint.text(each.difference.value, signed=True),
-            _range(endpoint, each.difference.low, each.difference.high), p_text(each.difference.p),
-            p_text(each.p_holm), p_text(each.p_permutation), _share(each.improvement),
+            _scale(endpoint, each, groups).text(each.difference.value, signed=True),
+            _range(_scale(endpoint, each, groups), each.difference.low, each.difference.high),
+            p_text(each.difference.p), p_text(each.p_holm), p_text(each.p_permutation), _share(each.improvement),
             f"{each.difference.runs[0]}, {each.difference.runs[1]}", each.word,
         ]
         for each in found
     ]  # fmt: skip
+
+
+def _scale(endpoint: Endpoint, contrast: Contrast, groups: Sequence[str]) -> Endpoint:
+    return endpoint if contrast.group in groups else replace(endpoint, digits=3)
 
 
 CONTRAST_HEADINGS = [
@@ -144,6 +188,18 @@ def interval_text(endpoint: Endpoint, found: Interval) -> str:
     return f"{endpoint.text(found.value)} ({endpoint.text(found.low)} … {endpoint.text(found.high)}; n = {found.runs})"
 
 
+def costs_csv(evidence: Evidence) -> bytes:
+    """One line for each arm: mean over its runs of what each cost."""
+    names = cost_names(evidence)
+    rows = [
+        [group, arm.name, len(runs), *mean_costs(runs, names)]
+        for group in evidence.groups
+        for arm in evidence.arms
+        if (runs := evidence.of(group, arm.name))
+    ]
+    return as_csv(["group", "arm", "runs", *names], rows)
+
+
 def cost_rows(evidence: Evidence, group: str) -> list[list[str]]:
     """What each arm cost, and as a share of the first arm, which is the dense one where there is one."""
     rows, first = [], list[float]()
@@ -151,9 +207,7 @@ def cost_rows(evidence: Evidence, group: str) -> list[list[str]]:
         runs = evidence.of(group, arm.name)
         if not runs:
             continue
-        means = [
-            float(np.mean(column)) for column in zip(*(_costs(run.result, list(COSTS)) for run in runs), strict=True)
-        ]
+        means = mean_costs(runs, list(COSTS))
         first = first or means
         shares = [
             short(value) + (f" ({value / base:.2f}×)" if base else "") for value, base in zip(means, first, strict=True)

@@ -21,7 +21,7 @@ from tiny_runs import ROOT, main
 from runs.files import write_json
 from runs.report.command import Findings, make_report, say
 from runs.report.contrasts import Contrast, contrasts, pairs, sentence
-from runs.report.endpoints import AGENTS, area_under_curve, endpoints, final_return
+from runs.report.endpoints import AGENTS, area_under_curve, endpoints, final_return, overall, values_of
 from runs.report.loading import load
 from runs.report.options import Report
 from runs.studies.plan import Study
@@ -135,6 +135,24 @@ def test_swapped_arms_swap_the_verdict(tmp_path: Path) -> None:
     assert both[0].improvement.value == 1 - both[1].improvement.value
 
 
+def test_mean_over_environments_takes_the_seeds_that_each_has(tmp_path: Path) -> None:
+    """Returns below zero count as much as others, and better is up in both: 1 + (-80 + 100) / 100 = 1.2."""
+    groups = (ENV, "Reacher-v5")
+    levels = {"dense": [100.0, 100.0], "static-0.9": [80.0, 120.0]}
+    write_study(tmp_path, levels, groups)
+    for path in (tmp_path / "Reacher-v5").rglob("result.json"):
+        written = json.loads(path.read_text())
+        write_json(path, {**written, "curve": [[step, -value] for step, value in written["curve"]]})
+    evidence = load(tmp_path)
+    name = overall(evidence)
+    assert name == "mean over 2 environments"
+    assert values_of(evidence, AGENTS[0], name, "dense").tolist() == [1, 1]
+    assert values_of(evidence, AGENTS[0], name, "static-0.9") == pytest.approx([(0.8 + 1.2) / 2, (1.2 + 0.8) / 2])
+    assert values_of(evidence, AGENTS[0], "Reacher-v5", "static-0.9").tolist() == [-80, -120]
+    (tmp_path / "Reacher-v5/static-0.9/seed-0/result.json").unlink()
+    assert values_of(load(tmp_path), AGENTS[0], name, "static-0.9") == pytest.approx([(1.2 + 0.8) / 2])
+
+
 # Whole reports
 
 
@@ -159,8 +177,11 @@ def test_report_says_verdicts_and_ends_with_its_path(
     say(findings)
     said = capsys.readouterr()
     lines = said.out.splitlines()
-    assert len(lines) == 1 + 2 * 3
-    assert lines[0].startswith(f"{ENV}: Does set-0.9 do better than static-0.9? Yes: mean return over training +38 %")
+    assert len(lines) == 1 + 3 * 3
+    assert lines[0].startswith(
+        "Mean over 2 environments: Does set-0.9 do better than static-0.9? Yes: mean return over"
+    )
+    assert lines[3].startswith(f"{ENV}: Does set-0.9 do better than static-0.9? Yes: mean return over training +38 %")
     assert lines[-1] == str(directory / "report.html")
     assert said.err == ""
 
@@ -191,7 +212,7 @@ def read_page(directory: Path) -> Links:
 def test_page_loads_nothing_from_elsewhere(reported: tuple[Path, Findings]) -> None:
     page = read_page(reported[0])
     assert page.tags.count("img") == len([*(reported[0] / "report").glob("*.png")]) >= 10
-    assert all(each.startswith("data:image/png;base64,") for each in page.loaded)
+    assert all(each.startswith(("data:image/png;base64,", "#")) for each in page.loaded)
     assert not {"script", "link", "iframe"} & {*page.tags}
     assert "url(" not in (reported[0] / "report.html").read_text()
     assert "As few as 3 seeds an arm is little" in page.text
@@ -214,7 +235,18 @@ def test_numbers_in_the_files_are_those_of_the_runs(reported: tuple[Path, Findin
     )
     assert {float(each["flops"]) for each in by_run} == {1e9}
     contrast = {(each["group"], each["first"], each["second"]): each for each in rows(directory, "contrasts.csv")}
-    assert len(contrast) == 6
+    assert len(contrast) == 9
+    # A level is the same in both environments, and dense is at 100: divided by it 1.1 and 0.8.
+    whole = contrast["mean over 2 environments", "set-0.9", "static-0.9"]
+    assert float(whole["difference"]) == pytest.approx(0.3)
+    assert float(whole["relative"]) == pytest.approx(0.375)
+    assert (whole["connections_of_second"], whole["runs_first"]) == ("1.0", "3")
+    assert float(contrast[ENV, "set-0.9", "dense"]["connections_of_second"]) == pytest.approx(0.1)
+    spent = {(row["group"], row["arm"]): row for row in rows(directory, "costs.csv")}
+    assert float(spent["Ant-v5", "dense"]["connections"]) == 1000
+    profile = [row for row in rows(directory, "profile.csv") if row["arm"] == "dense"]
+    assert [float(profile[0][name]) for name in ("share", "low", "high")] == [1, 1, 1]
+    assert all(float(row["low"]) <= float(row["share"]) <= float(row["high"]) for row in profile)
     one = contrast[ENV, "set-0.9", "static-0.9"]
     theirs = stats.ttest_ind(spread(110, 5, 3), spread(80, 5, 3), equal_var=False)
     assert float(one["p_welch"]) == pytest.approx(theirs.pvalue)
@@ -223,10 +255,10 @@ def test_numbers_in_the_files_are_those_of_the_runs(reported: tuple[Path, Findin
     curve = [each for each in rows(directory, "curves.csv") if (each["group"], each["arm"]) == (ENV, "dense")]
     assert [int(each["step"]) for each in curve] == [*range(100, 1300, 100)]
     assert {float(each["mean"]) for each in curve} == {100}
-    whole = {(each["arm"], each["endpoint"]): each for each in rows(directory, "aggregates.csv")}
-    assert float(whole["dense", "auc"]["iqm"]) == pytest.approx(1)
-    assert float(whole["set-0.9", "auc"]["iqm"]) == pytest.approx(1.1)
-    assert whole["set-0.9", "auc"]["divided_by"] == "the mean of dense"
+    aggregate = {(each["arm"], each["endpoint"]): each for each in rows(directory, "aggregates.csv")}
+    assert float(aggregate["dense", "auc"]["iqm"]) == pytest.approx(1)
+    assert float(aggregate["set-0.9", "auc"]["iqm"]) == pytest.approx(1.1)
+    assert aggregate["set-0.9", "auc"]["divided_by"] == "the mean of dense"
     searched = {(each["arm"], each["what"]) for each in rows(directory, "topology.csv")}
     assert ("set-0.9", "explored") in searched
     assert ("static-0.9", "explored") not in searched
@@ -285,6 +317,7 @@ def test_what_is_missing_or_odd_is_a_line_each(tmp_path: Path, capsys: pytest.Ca
     assert all(" ".join(line.split()) in " ".join(page.text.split()) for line in lines)
     assert "b" not in page.tags  # what came from a file is text
     assert "7 of 12 runs are finished" in page.text
+    assert page.text.index("7 of 12 runs are finished") < page.text.index("The answer")
     assert "n = 3 and 4" in page.text
 
 
