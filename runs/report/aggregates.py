@@ -18,7 +18,8 @@ def aggregates(
     evidence: Evidence, endpoints: Sequence[Endpoint], files: Files, palette: Palette, resamples: int
 ) -> Iterator[str]:
     """IQM over environments, and the performance profile."""
-    yield page.heading("Over all environments")
+    many = len(evidence.groups) > 1
+    yield page.heading("Over all environments" if many else f"Interquartile means and profile: {evidence.groups[0]}")
     rows: list[list[str]] = [[arm.name] for arm in evidence.arms]
     numbers: list[list[object]] = []
     base = ""

@@ -23,7 +23,7 @@ from runs.report.options import Report
 from runs.report.outputs import Files
 from runs.report.record import record
 from runs.report.sections import agent_sections
-from runs.report.tables import CONTRAST_HEADINGS, contrast_rows, contrasts_csv, cost_sentence
+from runs.report.tables import contrast_headings, contrast_rows, contrasts_csv, cost_sentence
 
 _SHOWN = 3  # problems at the top of the page; all are in their section
 _SMALL = 10  # runs of an arm below which a number of seeds is said to be small
@@ -131,7 +131,7 @@ def _body(
     yield page.heading("What is there and what is missing", name="missing")
     yield page.problems(evidence.problems, _finished(evidence))
     yield page.heading("Contrasts")
-    yield page.table(CONTRAST_HEADINGS, contrast_rows(found, asked[0], evidence.groups))
+    yield page.table(contrast_headings(evidence.groups), contrast_rows(found, asked[0], evidence.groups))
     if evidence.study.kind == "agents":
         yield from agent_sections(evidence, asked, files, options.resamples)
     else:

@@ -34,9 +34,10 @@ a { color: inherit; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
-th { font-weight: 600; vertical-align: bottom; }
-figure { margin: .8rem 0; }
+th { font-weight: 600; vertical-align: bottom; white-space: normal; }
+figure { margin: .8rem 0; overflow-x: auto; }
 img { max-width: 100%; height: auto; background: #fff; border-radius: .3rem; }
+@media (max-width: 46rem) { img { max-width: none; width: 46rem; } }
 pre { overflow-x: auto; background: var(--soft); padding: .6rem; font-size: .82rem; border-radius: .3rem; }
 """
 
@@ -91,8 +92,9 @@ def answers(given: Iterable[tuple[str, str, str]]) -> str:
 
 
 def _strong(word: str, text: str) -> str:
-    """The sentence with its verdict in bold."""
+    """The sentence with its verdict in bold, and intervals that no line break takes apart."""
     whole, capital = escape(text), word.capitalize()
+    whole = whole.replace(" %", "\N{NO-BREAK SPACE}%").replace(" … ", "\N{NO-BREAK SPACE}…\N{NO-BREAK SPACE}")
     return whole.replace(f"? {capital}", f'? <span class="word">{capital}</span>', 1)
 
 

@@ -63,7 +63,8 @@ def agent_sections(evidence: Evidence, endpoints: Sequence[Endpoint], files: Fil
         yield page.paragraph(
             "In brackets: as a share of the first row. FLOPs are counted by one formula for all arms, bytes are "
             "parameters, gradients, optimizer, indices and scratch; seconds are of training as measured, on cores "
-            "that other runs of the study kept busy, and so the least exact of these.",
+            "that other runs of the study kept busy, and so the least exact of these. Arms that cost the same are "
+            "drawn side by side.",
             "quiet",
         )
         yield files.picture(f"costs-{name}", draw_costs(evidence, group, palette, endpoints[0]), "return against costs")

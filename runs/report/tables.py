@@ -17,6 +17,8 @@ from runs.report.endpoints import Endpoint, overall
 from runs.report.loading import Evidence, Run
 from runs.report.statistics import Interval, mean, mean_curve
 
+_SAME = (0.995, 1.005)  # shares that people read as equal
+
 
 def as_csv(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
     """Rows as a CSV file; what is missing is an empty cell."""
@@ -98,34 +100,39 @@ def mean_costs(runs: Sequence[Run], names: Sequence[str]) -> list[float]:
     return [float(np.mean(column)) for column in zip(*(_costs(run.result, names) for run in runs), strict=True)]
 
 
-def relative_costs(evidence: Evidence, contrast: Contrast) -> list[float]:
-    """What the first arm of a contrast cost as shares of the second's; over several groups their geometric mean."""
-    groups, names = (
-        [each for each in evidence.groups if contrast.group in (each, overall(evidence))],
-        cost_names(evidence),
-    )
-    shares = []
-    for group in groups:
-        both = [evidence.of(group, arm.name) for arm in (contrast.pair.first, contrast.pair.second)]
-        if all(both):
-            first, second = (np.array(mean_costs(runs, names)) for runs in both)
-            shares.append(first / second)
-    return [float(each) for each in np.exp(np.mean(np.log(shares), axis=0))]
+def relative_costs(evidence: Evidence, contrast: Contrast) -> list[float | None]:
+    """What the first arm of a contrast cost as shares of the second's; over several groups their geometric mean.
+
+    None where one of them cost nothing: class means have no connections.
+    """
+    names, shares = cost_names(evidence), []
+    for group in [each for each in evidence.groups if contrast.group in (each, overall(evidence))]:
+        first, second = (evidence.of(group, arm.name) for arm in (contrast.pair.first, contrast.pair.second))
+        if first and second:
+            shares.append([*zip(mean_costs(first, names), mean_costs(second, names), strict=True)])
+    return [
+        float(np.exp(np.mean([np.log(one / other) for one, other in pairs]))) if np.min(pairs) > 0 else None
+        for pairs in zip(*shares, strict=True)
+    ]
 
 
 def cost_sentence(evidence: Evidence, contrast: Contrast) -> str:
     """What the first arm cost, in words."""
-    labels = {
-        "connections": "connections",
-        "bytes": "bytes in training",
-        "flops": "training FLOPs",
-        "seconds": "seconds",
-    }
-    shares = [
-        f"{share:.2g} × the {labels[name]}"
-        for name, share in zip(cost_names(evidence), relative_costs(evidence, contrast), strict=True)
-    ]
-    return f"It cost {', '.join(shares[:-1])} and {shares[-1]}."
+    labels = {"bytes": "bytes in training", "flops": "training FLOPs"}
+    same, other = [], []
+    for name, share in zip(cost_names(evidence), relative_costs(evidence, contrast), strict=True):
+        label = labels.get(name, name)
+        if share is not None and _SAME[0] < share < _SAME[1]:
+            same.append(label)
+        elif share is not None:
+            other.append(f"{share:.2g} × the {label}")
+    if not other:
+        return f"It cost as many {_listed(same)}." if same else ""
+    return f"It cost {_listed(other)}" + (f", and as many {_listed(same)}." if same else ".")
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def contrasts_csv(evidence: Evidence, found: Sequence[Contrast], endpoint: Endpoint) -> bytes:
@@ -151,11 +158,11 @@ def contrast_rows(found: Sequence[Contrast], endpoint: Endpoint, groups: Sequenc
     """For the page; what is not of one of these groups is a mean over them, of numbers near 1."""
     return [
         [
-            f"{each.pair.first.name} − {each.pair.second.name}", each.group,
+            f"{each.pair.first.name} − {each.pair.second.name}", *_group(each, groups), each.word,
             _scale(endpoint, each, groups).text(each.difference.value, signed=True),
             _range(_scale(endpoint, each, groups), each.difference.low, each.difference.high),
             p_text(each.difference.p), p_text(each.p_holm), p_text(each.p_permutation), _share(each.improvement),
-            f"{each.difference.runs[0]}, {each.difference.runs[1]}", each.word,
+            f"{each.difference.runs[0]}, {each.difference.runs[1]}",
         ]
         for each in found
     ]  # fmt: skip
@@ -165,10 +172,16 @@ def _scale(endpoint: Endpoint, contrast: Contrast, groups: Sequence[str]) -> End
     return endpoint if contrast.group in groups else replace(endpoint, digits=3)
 
 
-CONTRAST_HEADINGS = [
-    "contrast", "group", "difference", "95 % interval (Welch)", "p (Welch)", "p (Holm)", "p (permutation)",
-    "P(improvement)", "n", "verdict",
-]  # fmt: skip
+def _group(contrast: Contrast, groups: Sequence[str]) -> list[str]:
+    return [contrast.group] if len(groups) > 1 else []
+
+
+def contrast_headings(groups: Sequence[str]) -> list[str]:
+    """Of the rows above."""
+    return [
+        "contrast", *(["group"] if len(groups) > 1 else []), "verdict", "difference", "95 % interval (Welch)",
+        "p (Welch)", "p (Holm)", "p (permutation)", "P(improvement)", "n",
+    ]  # fmt: skip
 
 
 def _range(endpoint: Endpoint, low: float | None, high: float | None) -> str:

@@ -21,6 +21,7 @@ from tiny_runs import ROOT, main
 from runs.files import write_json
 from runs.report.command import Findings, make_report, say
 from runs.report.contrasts import Contrast, contrasts, pairs, sentence
+from runs.report.curves import side_by_side
 from runs.report.endpoints import AGENTS, area_under_curve, endpoints, final_return, overall, values_of
 from runs.report.loading import load
 from runs.report.options import Report
@@ -153,6 +154,14 @@ def test_mean_over_environments_takes_the_seeds_that_each_has(tmp_path: Path) ->
     assert values_of(load(tmp_path), AGENTS[0], name, "static-0.9") == pytest.approx([(1.2 + 0.8) / 2])
 
 
+def test_equal_costs_are_drawn_side_by_side() -> None:
+    found = side_by_side([100.0, 100.0, 1000.0, 100.5])
+    assert found[2] == 1000
+    assert found[0] < found[1] < found[3]
+    assert all(abs(each / 100 - 1) < 0.1 for each in (found[0], found[1], found[3]))
+    assert side_by_side([0.0, 0.0]) == [0, 0]
+
+
 # Whole reports
 
 
@@ -217,6 +226,7 @@ def test_page_loads_nothing_from_elsewhere(reported: tuple[Path, Findings]) -> N
     assert "url(" not in (reported[0] / "report.html").read_text()
     assert "As few as 3 seeds an arm is little" in page.text
     assert "18 of 18 runs are finished" in page.text
+    assert "It cost 0.1 × the connections, and as many bytes in training, training FLOPs and seconds." in page.text
     assert "sparse-agents compare" in page.text
 
 
