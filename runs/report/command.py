@@ -161,11 +161,12 @@ def _what_is_wrong(evidence: Evidence) -> str:
 
 
 def _how_verdicts_come(endpoint: Endpoint, options: Report, found: Sequence[Contrast]) -> str:
+    unit = "Points are percentage points." if endpoint.percent else "Percentages are of the second arm's mean."
     return (
-        f"Primary endpoint: {endpoint.label}. Percentages are of the second arm's mean. Yes and no: Welch's test, p "
-        f"< 0.05 after Holm over the {len(found)} contrasts of this page; no also where the 95 % interval of the "
-        f"difference lies within ± {100 * options.margin:g} % of the second arm's mean. Everything else is "
-        "undecided. The seeds needed are those of each arm with which, if mean and spread stayed as they are, the "
+        f"Primary endpoint: {endpoint.label}. {unit} Yes and no: Welch's test, p < 0.05 after Holm "
+        f"over the {len(found)} contrasts of this page; no also where the 95 % interval of the difference lies "
+        f"within ± {100 * options.margin:g} % of the second arm's mean. Everything else is undecided. The "
+        "seeds needed are those of each arm with which, if mean and spread stayed as they are, the "
         "difference would be found in 80 % of studies, or its interval would fit into that margin; they are as "
         "uncertain as the spread they come from."
     )

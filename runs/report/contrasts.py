@@ -170,15 +170,16 @@ def _about(needed: int, difference: Difference) -> str:
 def sentence(contrast: Contrast, endpoint: Endpoint) -> str:
     """The answer in words."""
     question = f"Does {contrast.pair.first.name} do better than {contrast.pair.second.name}?"
-    relative, low, high = contrast.relative
-    n, m = contrast.difference.runs
+    difference, n, m = contrast.difference, *contrast.difference.runs
+    value, low, high = (difference.value, difference.low, difference.high) if endpoint.percent else contrast.relative
+    unit = "points" if endpoint.percent else "%"
     details = [f"n = {n} and {m}"]
     if low is not None and high is not None:
-        details.insert(0, f"95 % interval {100 * low:+.0f} … {100 * high:+.0f} % by Welch")
+        details.insert(0, f"95 % interval {100 * low:+.0f} … {100 * high:+.0f} {unit} by Welch")
     if contrast.p_holm is not None:
         details.append(f"p {_equals(contrast.p_holm)} after Holm")
     word = contrast.word.capitalize() + (f", {contrast.why}" if contrast.why else "")
-    return f"{question} {word}: {endpoint.label} {100 * relative:+.0f} % ({', '.join(details)})"
+    return f"{question} {word}: {endpoint.label} {100 * value:+.0f} {unit} ({', '.join(details)})"
 
 
 def _equals(p: float) -> str:

@@ -226,7 +226,7 @@ def test_page_loads_nothing_from_elsewhere(reported: tuple[Path, Findings]) -> N
     assert "url(" not in (reported[0] / "report.html").read_text()
     assert "As few as 3 seeds an arm is little" in page.text
     assert "18 of 18 runs are finished" in page.text
-    assert "It cost 0.1 × the connections, and as many bytes in training, training FLOPs and seconds." in page.text
+    assert "It cost 0.10 × the connections, and as many bytes in training, training FLOPs and seconds." in page.text
     assert "sparse-agents compare" in page.text
 
 
@@ -422,7 +422,8 @@ def test_learners(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main("report", directory, "--resamples", str(FEW)) == 0
     said = capsys.readouterr().out
     for control in ("spacenet-static", "naive"):
-        assert f"Does spacenet do better than {control}? Yes: accuracy, task not known" in said
+        assert f"Does spacenet do better than {control}? Yes: accuracy, task not known +" in said
+    assert "task not known +20 points (95 % interval +18 … +22 points by Welch, n = 3 and 3" in said
     page = read_page(directory)
     assert "naive (fine-tuning without any protection)" in page.text
     assert "Not in this study: ncm, slda, joint; add them with --strategies ncm,slda,joint." in page.text
