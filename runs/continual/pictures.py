@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from runs.continual.tables import named, points
 from runs.files import writing
 
-_NAMES = {"class-il": "class-incremental", "domain-il": "domain-incremental"}
+SCENARIOS = {"class-il": "class-incremental", "domain-il": "domain-incremental"}
 _MOST_NUMBERS = 20  # tasks up to which a cell has room for its number
 _MOST_NAMES = 12  # tasks up to which each is named with its classes
 
@@ -131,7 +131,7 @@ def _matrices(result: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
 def _title(kind: str, result: Mapping[str, Any]) -> str:
     if kind == "task_il":
         return "task known (task-incremental)"
-    return f"task not known ({_NAMES[result['benchmark_scenario']]})"
+    return f"task not known ({SCENARIOS[result['benchmark_scenario']]})"
 
 
 def _short(classes: Sequence[int]) -> str:

@@ -16,14 +16,16 @@ from rich.text import Text
 from runs.files import write_atomically, writing
 from runs.report import page
 from runs.report.contrasts import Contrast, contrasts, pairs, sentence, too_few_for_permutation
-from runs.report.endpoints import Endpoint, endpoints
+from runs.report.endpoints import Endpoint, endpoints, normalised, overall
 from runs.report.learners import learner_sections
 from runs.report.loading import Evidence, load
 from runs.report.options import Report
+from runs.report.outputs import Files
 from runs.report.record import record
-from runs.report.sections import Files, agent_sections
-from runs.report.tables import CONTRAST_HEADINGS, contrast_rows, contrasts_csv
+from runs.report.sections import agent_sections
+from runs.report.tables import contrast_headings, contrast_rows, contrasts_csv, cost_sentence
 
+_SHOWN = 3  # problems at the top of the page; all are in their section
 _SMALL = 10  # runs of an arm below which a number of seeds is said to be small
 
 
@@ -60,7 +62,7 @@ def make_report(options: Report) -> Findings:
     found = contrasts(evidence, pairs(evidence, options.contrast), asked[0], options.margin, options.resamples)
     files = Files()
     body = [part for part in _body(evidence, asked, found, files, options) if part]
-    files.contents["contrasts.csv"] = contrasts_csv(found, asked[0])
+    files.contents["contrasts.csv"] = contrasts_csv(evidence, found, asked[0])
     path = options.directory / "report.html"
     folder = options.directory / "report"
     with writing(folder):
@@ -81,13 +83,17 @@ def say(findings: Findings) -> None:
         print(problem, file=sys.stderr)
     colours = {"yes": "bold green", "no": "bold red", "undecided": "bold yellow"}
     for contrast in findings.contrasts:
-        group = f"{contrast.group}: " if len(findings.evidence.groups) > 1 else ""
+        group = f"{_capital(contrast.group)}: " if len(findings.evidence.groups) > 1 else ""
         text = Text(group + sentence(contrast, findings.endpoint))
         text.highlight_words([f"? {contrast.word.capitalize()}"], colours[contrast.word])
         console.print(text, soft_wrap=True)
     if not findings.contrasts:
         console.print("nothing to compare: the study has no two arms that answer a question; see --contrast")
     console.print(str(findings.path), soft_wrap=True, markup=False)
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _title(evidence: Evidence) -> str:
@@ -100,20 +106,32 @@ def _body(
 ) -> Iterator[str]:
     yield f"<h1>{escape(_title(evidence))}</h1>"
     yield page.paragraph(_summary(evidence), "quiet")
+    if evidence.problems:
+        yield page.pointer(f"{_finished(evidence)} {_what_is_wrong(evidence)}", "missing", "All that is missing or odd")
     yield page.heading("The answer")
-    for group in evidence.groups:
+    for group in [*filter(None, [overall(evidence)]), *evidence.groups]:
         if len(evidence.groups) > 1:
-            yield page.heading(group, 3)
-        mine = [(each.word, sentence(each, asked[0])) for each in found if each.group == group]
+            yield page.heading(_capital(group), 3)
+        mine = [
+            (each.word, sentence(each, asked[0]), cost_sentence(evidence, each))
+            for each in found
+            if each.group == group
+        ]
         yield page.answers(mine) if mine else page.paragraph("No two arms here answer a question; see --contrast.")
     yield page.paragraph(_how_verdicts_come(asked[0], options, found), "quiet")
+    if overall(evidence) is not None and evidence.study.kind == "agents":
+        yield page.paragraph(
+            f"In the {overall(evidence)} a seed counts by its mean over all of them, each return divided by "
+            f"{normalised(evidence, asked[0])[1]} there; only seeds that have a run in each count.",
+            "quiet",
+        )
     small = _small(evidence, found)
     if small:
         yield page.paragraph(small, "quiet")
-    yield page.heading("What is there and what is missing")
-    yield page.problems(evidence.problems, f"{len(evidence.runs)} of {evidence.planned} runs are finished.")
+    yield page.heading("What is there and what is missing", name="missing")
+    yield page.problems(evidence.problems, _finished(evidence))
     yield page.heading("Contrasts")
-    yield page.table(CONTRAST_HEADINGS, contrast_rows(found, asked[0]))
+    yield page.table(contrast_headings(evidence.groups), contrast_rows(found, asked[0], evidence.groups))
     if evidence.study.kind == "agents":
         yield from agent_sections(evidence, asked, files, options.resamples)
     else:
@@ -129,12 +147,26 @@ def _summary(evidence: Evidence) -> str:
     return text + (f", {max(steps):,} environment steps" if len(steps) == 1 else "")
 
 
+def _finished(evidence: Evidence) -> str:
+    return f"{len(evidence.runs)} of {evidence.planned} runs are finished."
+
+
+def _what_is_wrong(evidence: Evidence) -> str:
+    """The lines on runs that are not there, as far as they fit one paragraph."""
+    lines = [line for line in evidence.problems if not line.startswith(("unequal", "not of this study"))]
+    if not lines:
+        return "Not all is as planned."
+    rest = len(lines) - _SHOWN
+    return "; ".join(lines[:_SHOWN]) + (f"; and {rest} more." if rest > 0 else ".")
+
+
 def _how_verdicts_come(endpoint: Endpoint, options: Report, found: Sequence[Contrast]) -> str:
+    unit = "Points are percentage points." if endpoint.percent else "Percentages are of the second arm's mean."
     return (
-        f"Primary endpoint: {endpoint.label}. Percentages are of the second arm's mean. Yes and no: Welch's test, p "
-        f"< 0.05 after Holm over the {len(found)} contrasts of this page; no also where the 95 % interval of the "
-        f"difference lies within ± {100 * options.margin:g} % of the second arm's mean. Everything else is "
-        "undecided. The seeds needed are those of each arm with which, if mean and spread stayed as they are, the "
+        f"Primary endpoint: {endpoint.label}. {unit} Yes and no: Welch's test, p < 0.05 after Holm "
+        f"over the {len(found)} contrasts of this page; no also where the 95 % interval of the difference lies "
+        f"within ± {100 * options.margin:g} % of the second arm's mean. Everything else is undecided. The "
+        "seeds needed are those of each arm with which, if mean and spread stayed as they are, the "
         "difference would be found in 80 % of studies, or its interval would fit into that margin; they are as "
         "uncertain as the spread they come from."
     )
@@ -161,8 +193,8 @@ def _provenance(evidence: Evidence) -> Iterator[str]:
     versions = ", ".join(f"{name} {version}" for name, version in sorted(study.versions.items()))
     yield page.paragraph(f"Commit {study.commit or 'not known'} when the study began; {versions}.")
     yield page.paragraph(
-        "Numbers: report/*.csv beside this page. Statistics: rliable, with a generator that is seeded with 0, so that "
-        "the same study gives the same page.",
+        "Numbers: report/*.csv beside this page. Statistics: rliable, with generators seeded by the names of what is "
+        "compared, so that the same study gives the same page.",
         "quiet",
     )
 

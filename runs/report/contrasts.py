@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from runs.report.endpoints import Endpoint
+from runs.report.endpoints import Endpoint, overall, values_of
 from runs.report.loading import Evidence
 from runs.report.statistics import (
-    Array,
     Difference,
     Interval,
+    generator_for,
     holm,
     permutation,
     probability_of_improvement,
@@ -119,13 +119,11 @@ def _usual_learners(arms: list[Arm]) -> Iterator[Pair]:
 
 
 def contrasts(
-    evidence: Evidence, found: list[Pair], endpoint: Endpoint, margin: float, resamples: int, seed: int = 0
+    evidence: Evidence, found: list[Pair], endpoint: Endpoint, margin: float, resamples: int
 ) -> list[Contrast]:
-    """Every pair in every group where both have runs; p adjusted over all of them by Holm."""
-    generator = np.random.default_rng(seed)
-    bare = [
-        _contrast(evidence, group, pair, endpoint, resamples, generator) for group in evidence.groups for pair in found
-    ]
+    """Every pair in every group where both have runs, first over all groups; p adjusted over all of them by Holm."""
+    groups = [*filter(None, [overall(evidence)]), *evidence.groups]
+    bare = [_contrast(evidence, group, pair, endpoint, resamples) for group in groups for pair in found]
     there = [each for each in bare if each is not None]
     adjusted = holm([each.difference.p for each in there])
     known = sum(p is not None for p in adjusted)
@@ -135,12 +133,11 @@ def contrasts(
     ]
 
 
-def _contrast(
-    evidence: Evidence, group: str, pair: Pair, endpoint: Endpoint, resamples: int, generator: np.random.Generator
-) -> Contrast | None:
-    first, second = (endpoint.values(evidence.of(group, arm.name)) for arm in (pair.first, pair.second))
+def _contrast(evidence: Evidence, group: str, pair: Pair, endpoint: Endpoint, resamples: int) -> Contrast | None:
+    first, second = (values_of(evidence, endpoint, group, arm.name) for arm in (pair.first, pair.second))
     if not len(first) or not len(second):
         return None
+    generator = generator_for("contrast", group, pair.first.name, pair.second.name)
     return Contrast(
         group, pair, welch(first, second), float(np.mean(second)), None, permutation(first, second, generator),
         probability_of_improvement([(first, second)], generator, resamples), "undecided", "",
@@ -157,8 +154,8 @@ def _judged(contrast: Contrast, evidence: Evidence, endpoint: Endpoint, margin: 
     allowed = margin * abs(contrast.reference)
     if max(-difference.low, difference.high) <= allowed:
         return replace(contrast, word="no", why=f"no difference of {100 * margin:g} % or more")
-    values: list[Array] = [endpoint.values(evidence.of(contrast.group, arm.name)) for arm in (pair.first, pair.second)]
-    needed = seeds_needed(values[0], values[1], allowed, tests)
+    first, second = (values_of(evidence, endpoint, contrast.group, arm.name) for arm in (pair.first, pair.second))
+    needed = seeds_needed(first, second, allowed, tests)
     return replace(
         contrast, why="more than 1,000 seeds an arm needed" if needed is None else _about(needed, difference)
     )
@@ -173,15 +170,16 @@ def _about(needed: int, difference: Difference) -> str:
 def sentence(contrast: Contrast, endpoint: Endpoint) -> str:
     """The answer in words."""
     question = f"Does {contrast.pair.first.name} do better than {contrast.pair.second.name}?"
-    relative, low, high = contrast.relative
-    n, m = contrast.difference.runs
+    difference, n, m = contrast.difference, *contrast.difference.runs
+    value, low, high = (difference.value, difference.low, difference.high) if endpoint.percent else contrast.relative
+    unit = "points" if endpoint.percent else "%"
     details = [f"n = {n} and {m}"]
     if low is not None and high is not None:
-        details.insert(0, f"95 % interval {100 * low:+.0f} … {100 * high:+.0f} % by Welch")
+        details.insert(0, f"95 % interval {100 * low:+.0f} … {100 * high:+.0f} {unit} by Welch")
     if contrast.p_holm is not None:
         details.append(f"p {_equals(contrast.p_holm)} after Holm")
     word = contrast.word.capitalize() + (f", {contrast.why}" if contrast.why else "")
-    return f"{question} {word}: {endpoint.label} {100 * relative:+.0f} % ({', '.join(details)})"
+    return f"{question} {word}: {endpoint.label} {100 * value:+.0f} {unit} ({', '.join(details)})"
 
 
 def _equals(p: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from runs.report.drawing import Palette, few_ticks, figure, plain, short_numbers
 from runs.report.endpoints import Endpoint
 from runs.report.loading import Evidence, Run
-from runs.report.statistics import Array, bootstrap, mean, mean_curve, profile
+from runs.report.statistics import Array, bootstrap, generator_for, mean, mean_curve, profile, profile_band
 from runs.studies.plan import Arm
 
 _TIMES = 60  # points of a curve over seconds
@@ -23,6 +24,11 @@ def curve_of(runs: Sequence[Run]) -> tuple[Array, Array]:
     common = sorted(set.intersection(*({int(step) for step, _ in run.result["curve"]} for run in runs)))
     courses = [dict((int(step), value) for step, value in run.result["curve"]) for run in runs]
     return np.array(common, np.float64), np.array([[[course[step] for step in common]] for course in courses])
+
+
+def curve_band(group: str, arm: Arm, returns: Array, resamples: int) -> tuple[Array, Array] | None:
+    """The 95 % interval of the mean at each time; the same for a picture and for its numbers."""
+    return bootstrap(returns, mean_curve, generator_for("curve", group, arm.name), resamples)
 
 
 def seconds_of(runs: Sequence[Run]) -> tuple[Array, Array] | None:
@@ -48,7 +54,6 @@ def draw_curves(evidence: Evidence, group: str, palette: Palette, resamples: int
     upper, lower = parts
     together = upper.subplots()
     panels = lower.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    generator = np.random.default_rng(0)
     courses = {arm.name: curve_of(evidence.of(group, arm.name)) for arm in arms}
     for arm in arms:
         steps, returns = courses[arm.name]
@@ -63,7 +68,7 @@ def draw_curves(evidence: Evidence, group: str, palette: Palette, resamples: int
             axes.plot(courses[other.name][0], mean_curve(courses[other.name][1]), color="#cccccc", linewidth=0.7)
         steps, returns = courses[arm.name]
         axes.plot(steps, returns[:, 0].T, color=palette.colour(arm), linewidth=0.5, alpha=0.5)
-        band = bootstrap(returns, mean_curve, generator, resamples)
+        band = curve_band(group, arm, returns, resamples)
         if band is not None:
             axes.fill_between(steps, *band, color=palette.colour(arm), alpha=0.2, linewidth=0)
         axes.plot(steps, mean_curve(returns), color=palette.colour(arm), linewidth=1.8)
@@ -116,27 +121,57 @@ def draw_endpoints(evidence: Evidence, group: str, palette: Palette, endpoints: 
     return made
 
 
-def profiles(scores: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-    """Thresholds, and the share of each arm's runs above each of them; scores (runs, tasks) by arm."""
-    lowest = min(float(each.min()) for each in scores.values())
-    highest = max(float(each.max()) for each in scores.values())
+@dataclass(frozen=True)
+class Profiles:
+    """Shares of runs above thresholds, by arm, with their intervals where there are any."""
+
+    thresholds: Array
+    shares: dict[str, Array]
+    bands: dict[str, tuple[Array, Array] | None]
+
+
+def profiles(tasks: dict[str, list[Array]], resamples: int) -> Profiles:
+    """Of scores by arm, one array a task."""
+    every = {name: np.concatenate(each) for name, each in tasks.items()}
+    lowest = min(float(each.min()) for each in every.values())
+    highest = max(float(each.max()) for each in every.values())
     room = 0.05 * (highest - lowest or 1.0)
     thresholds = np.linspace(lowest - room, highest + room, 201)
-    return thresholds, {name: profile(each, thresholds) for name, each in scores.items()}
+    return Profiles(
+        thresholds,
+        {name: profile(each[:, None], thresholds) for name, each in every.items()},
+        {
+            name: profile_band(each, thresholds, generator_for("profile", name), resamples)
+            for name, each in tasks.items()
+        },
+    )
 
 
-def draw_profile(scores: dict[str, Array], arms: Sequence[Arm], palette: Palette, label: str) -> Figure:
-    """Share of runs above each score; scores (runs, tasks) by arm, tasks side by side."""
-    made = figure(8, 3.8)
-    axes = made.subplots()
-    thresholds, shares = profiles(scores)
-    for arm in arms:
-        if arm.name in shares:
-            axes.step(
-                thresholds, shares[arm.name], color=palette.colour(arm), linestyle=palette.line(arm), label=arm.name
-            )
-    plain(axes, xlabel=label, ylabel="share of runs above it")
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+def draw_profile(found: Profiles, arms: Sequence[Arm], palette: Palette, label: str) -> Figure:
+    """Share of runs above each score, all arms together and each by itself with its interval."""
+    there = [arm for arm in arms if arm.name in found.shares]
+    columns = min(4, max(2, len(there)))
+    rows = math.ceil(len(there) / columns)
+    made = figure(2.9 * columns, 3.8 + 1.9 * rows)
+    parts: Any = made.subfigures(2, 1, height_ratios=(3.8, 1.9 * rows))
+    upper, lower = parts
+    together = upper.subplots()
+    panels = lower.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for arm in there:
+        style: dict[str, Any] = {"color": palette.colour(arm), "where": "post"}
+        together.step(found.thresholds, found.shares[arm.name], linestyle=palette.line(arm), label=arm.name, **style)
+    plain(together, xlabel=label, ylabel="share of runs above it")
+    together.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for arm, axes in zip(there, panels.flat, strict=False):
+        for other in there:
+            axes.step(found.thresholds, found.shares[other.name], color="#cccccc", linewidth=0.7, where="post")
+        band, colour = found.bands[arm.name], palette.colour(arm)
+        if band is not None:
+            axes.fill_between(found.thresholds, *band, color=colour, alpha=0.2, linewidth=0, step="post")
+        axes.step(found.thresholds, found.shares[arm.name], color=colour, linewidth=1.8, where="post")
+        plain(axes, title=arm.name)
+    for axes in panels.flat[len(there) :]:
+        axes.set_axis_off()
     return made
 
 
@@ -148,18 +183,27 @@ COSTS: dict[str, tuple[str, Callable[[dict[str, Any]], float]]] = {
 }
 
 
+def side_by_side(prices: Sequence[float]) -> list[float]:
+    """Prices as they are drawn: those within 1 % of each other a little apart, so that none hides another."""
+    if min(prices) <= 0:
+        return [*prices]
+    apart = 0.018 * max(math.log(max(prices) / min(prices)), 0.3)
+    found = []
+    for number, price in enumerate(prices):
+        near = [other for other, each in enumerate(prices) if abs(math.log(each / price)) < 0.01]
+        found.append(price * math.exp(apart * (near.index(number) - (len(near) - 1) / 2)))
+    return found
+
+
 def draw_costs(evidence: Evidence, group: str, palette: Palette, endpoint: Endpoint) -> Figure:
     """The primary endpoint against what it cost."""
     arms = [arm for arm in evidence.arms if evidence.of(group, arm.name)]
     made = figure(10.5, 5.6)
     panels = made.subplots(2, 2, sharey=True)
     for axes, (label, cost) in zip(panels.flat, COSTS.values(), strict=True):
-        prices = []
-        for arm in arms:
-            runs = evidence.of(group, arm.name)
-            price = float(np.mean([cost(run.result) for run in runs]))
-            prices.append(price)
-            found, colour = mean(endpoint.values(runs)), palette.colour(arm)
+        prices = [float(np.mean([cost(run.result) for run in evidence.of(group, arm.name)])) for arm in arms]
+        for arm, price in zip(arms, side_by_side(prices), strict=True):
+            found, colour = mean(endpoint.values(evidence.of(group, arm.name))), palette.colour(arm)
             if found.low is not None and found.high is not None:
                 axes.plot([price, price], [found.low, found.high], color=colour, alpha=0.6)
             axes.plot([price], [found.value], "o", color=colour, label=arm.name)

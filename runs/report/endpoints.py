@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,14 +20,16 @@ class Endpoint:
 
     name: str
     label: str
-    of: Callable[[dict[str, Any]], float | None]
+    of_run: Callable[[Run], float | None]
     percent: bool = False
     better: int = 1
     """1 where more is better, -1 where less is."""
+    digits: int = 0
+    """Of a number that is no percentage."""
 
     def values(self, runs: list[Run]) -> Array:
         """Of the runs that have it."""
-        found = [self.of(run.result) for run in runs]
+        found = [self.of_run(run) for run in runs]
         return np.array([value for value in found if value is not None], np.float64)
 
     def text(self, value: float | None, signed: bool = False) -> str:
@@ -35,7 +37,7 @@ class Endpoint:
         if value is None:
             return "–"
         sign = "+" if signed else ""
-        return f"{100 * value:{sign}.1f} %" if self.percent else f"{value:{sign},.0f}"
+        return f"{100 * value:{sign}.1f} %" if self.percent else f"{value:{sign},.{self.digits}f}"
 
 
 def area_under_curve(result: dict[str, Any]) -> float:
@@ -57,15 +59,15 @@ def _fresh(result: dict[str, Any]) -> float | None:
 
 
 AGENTS = [
-    Endpoint("auc", "mean return over training", area_under_curve),
-    Endpoint("final", "final return", final_return),
-    Endpoint("fresh", "return in fresh episodes", _fresh),
+    Endpoint("auc", "mean return over training", lambda run: area_under_curve(run.result)),
+    Endpoint("final", "final return", lambda run: final_return(run.result)),
+    Endpoint("fresh", "return in fresh episodes", lambda run: _fresh(run.result)),
 ]
 
 
-def _score(kind: str, name: str) -> Callable[[dict[str, Any]], float | None]:
-    def of(result: dict[str, Any]) -> float | None:
-        value = result[kind][name]["mean"]
+def _score(kind: str, name: str) -> Callable[[Run], float | None]:
+    def of(run: Run) -> float | None:
+        value = run.result[kind][name]["mean"]
         return None if value is None else float(value)
 
     return of
@@ -88,3 +90,44 @@ def endpoints(evidence: Evidence) -> list[Endpoint]:
         return AGENTS if has_fresh else AGENTS[:2]
     strict = sum(run.result["scenario"] == "task-il" for run in evidence.runs)
     return [*TASK_IL, *CLASS_IL] if 2 * strict > len(evidence.runs) else [*CLASS_IL, *TASK_IL]
+
+
+def overall(evidence: Evidence) -> str | None:
+    """What the mean over all groups is called; None where there is only one."""
+    count, what = len(evidence.groups), "environments" if evidence.study.kind == "agents" else "benchmarks"
+    return f"mean over {count} {what}" if count > 1 else None
+
+
+def normalised(evidence: Evidence, endpoint: Endpoint) -> tuple[Endpoint, str]:
+    """An endpoint that can be averaged over groups, and in words what it was divided by.
+
+    Returns of different environments have different sizes: each is divided by the mean of the first dense arm, so that
+    this is 1 (where that mean m is below zero, 1 + (return - m) / |m|, so that more is still better); without a dense
+    arm by the mean of all runs. Accuracies stay as they are.
+    """
+    if endpoint.percent:
+        return endpoint, ""
+    dense = next((arm.name for arm in evidence.arms if arm.method == "dense"), None)
+    means = {}
+    for group in evidence.groups:
+        base = endpoint.values(evidence.of(group, dense)) if dense is not None else np.empty(0)
+        if not len(base):
+            base = endpoint.values([run for run in evidence.runs if run.group == group])
+        means[group] = float(np.mean(base)) if len(base) else 1.0
+
+    def of(run: Run) -> float | None:
+        value, mean = endpoint.of_run(run), means[run.group]
+        return None if value is None else 1 + (value - mean) / (abs(mean) or 1.0)
+
+    what = f"the mean of {dense}" if dense is not None else "the mean of all runs"
+    return replace(endpoint, of_run=of, digits=3), what
+
+
+def values_of(evidence: Evidence, endpoint: Endpoint, group: str, arm: str) -> Array:
+    """One number a run; of the mean over all groups, one a seed that has a run in each of them."""
+    if group != overall(evidence):
+        return endpoint.values(evidence.of(group, arm))
+    scores, _ = normalised(evidence, endpoint)
+    found = [{run.seed: scores.of_run(run) for run in evidence.of(each, arm)} for each in evidence.groups]
+    seeds = [seed for seed in found[0] if all(each.get(seed) is not None for each in found)]
+    return np.array([np.mean([each[seed] for each in found]) for seed in seeds], np.float64)

@@ -14,9 +14,9 @@ from runs.report.curves import draw_endpoints
 from runs.report.drawing import Palette, short
 from runs.report.endpoints import Endpoint
 from runs.report.loading import Evidence, Run
-from runs.report.sections import Files
+from runs.report.outputs import Files
 from runs.report.statistics import Array, mean
-from runs.report.tables import as_csv, endpoints_csv, runs_csv
+from runs.report.tables import as_csv, costs_csv, endpoints_csv, runs_csv
 from runs.studies.plan import folder_name
 
 _KINDS = {"class_il": "task not known", "task_il": "task known"}
@@ -45,7 +45,9 @@ def learner_sections(evidence: Evidence, endpoints: Sequence[Endpoint], files: F
                 yield files.picture(f"accuracy-{name}-{arm.name}", courses(both), f"accuracy over tasks, {arm.name}")
     files.contents["runs.csv"] = runs_csv(evidence, endpoints)
     files.contents["endpoints.csv"] = endpoints_csv(evidence, endpoints)
+    files.contents["costs.csv"] = costs_csv(evidence)
     files.contents["continual.csv"] = _csv(evidence)
+    files.contents["scores.csv"] = _scores_csv(evidence)
 
 
 def merged(runs: Sequence[Run]) -> dict[str, Any]:
@@ -99,6 +101,20 @@ def _floors(evidence: Evidence, group: str) -> str:
     if absent:
         text += f" Not in this study: {', '.join(absent)}; add them with --strategies {','.join(absent)}."
     return page.paragraph(text, "quiet")
+
+
+def _scores_csv(evidence: Evidence) -> bytes:
+    """One line for each score of each arm: mean over its runs with Student's interval."""
+    rows: list[list[Any]] = []
+    for group in evidence.groups:
+        for arm in evidence.arms:
+            for kind in _KINDS:
+                for name in COLUMNS:
+                    values = _values(evidence.of(group, arm.name), kind, name)
+                    if len(values):
+                        found = mean(values)
+                        rows.append([group, arm.name, kind, name, found.value, found.low, found.high, found.runs])
+    return as_csv(["group", "arm", "kind", "score", "mean", "low", "high", "runs"], rows)
 
 
 def _csv(evidence: Evidence) -> bytes:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from runs.continual.pictures import SCENARIOS
 from runs.failure import UserError
 from runs.files import read_json
-from runs.studies.plan import Arm, Cell, Study, folder_name, read_study
+from runs.report.shapes import RESULTS, fault, plan_shape
+from runs.studies.plan import FILE, Arm, Cell, Study, folder_name, read_study
 from runs.studies.states import error_of, state_of
 
 FORMATS = {"agents": "sparse-agents-result", "continual": "sparse-agents-continual-result"}
-_NEEDED = {
-    "agents": ("curve", "eval", "nnz_total", "bytes", "train_flops", "measured", "steps", "seed"),
-    "continual": ("acc", "forgetting", "class_il", "task_il", "final", "nnz", "bytes", "measured", "seeds"),
-}
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ class Evidence:
 def load(directory: Path) -> Evidence:
     """The evidence in a study directory; a `UserError` for one that holds no study or no finished run."""
     study = read_study(directory)
+    wrong = _plan_fault(study)
+    if wrong is not None:
+        raise UserError(
+            f"{directory / FILE} is damaged ({wrong}); put back a copy of it, or compare in a new directory"
+        )
     runs, problems = [], list[str]()
     absent: dict[str, list[int]] = {}
     for cell in study.cells():
@@ -74,7 +80,8 @@ def load(directory: Path) -> Evidence:
     problems += [
         f"{what} seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}" for what, seeds in absent.items()
     ]
-    problems += _strangers(directory, study)
+    runs, odd = _alike(runs)
+    problems += [*odd, *_strangers(directory, study)]
     if not runs:
         raise UserError(
             f"{directory} has no finished run ({problems[0]}); finish the study by its `sparse-agents compare` first"
@@ -83,6 +90,14 @@ def load(directory: Path) -> Evidence:
     runs.sort(key=lambda run: (study.groups.index(run.group), order[run.arm.name], run.seed))
     evidence = Evidence(directory, study, runs, problems)
     return Evidence(directory, study, runs, problems + _unequal(evidence))
+
+
+def _plan_fault(study: Study) -> str | None:
+    """What is wrong with a plan, if anything is."""
+    if study.kind not in FORMATS:
+        return f"`kind` must be one of {', '.join(FORMATS)}, got {study.kind!r}"
+    bare = [arm.name for arm in study.arms if arm.settings == {}]
+    return fault(asdict(study), plan_shape(study.kind)) or (f"arm {bare[0]!r} has no settings" if bare else None)
 
 
 def _result(directory: Path, cell: Cell, kind: str) -> dict[str, Any] | str | None:
@@ -96,14 +111,77 @@ def _result(directory: Path, cell: Cell, kind: str) -> dict[str, Any] | str | No
     try:
         result = read_json(path, "result of a run")
     except UserError as error:
-        return f"damaged: {cell.name}: {error}"
-    absent = [name for name in _NEEDED[kind] if name not in result]
-    if result.get("format") != FORMATS[kind] or absent:
-        return f"damaged: {cell.name}: {path} is no result of such a run" + (f" (no {absent[0]})" if absent else "")
-    seed = result["seed"] if kind == "agents" else result["seeds"]
-    if seed != (cell.seed if kind == "agents" else [cell.seed]):
-        return f"damaged: {cell.name}: {path} is of seed {seed}"
-    return result
+        # A page must not tell where on whose machine the study lay.
+        return f"damaged: {str(error).replace(f'{directory}/', '')}"
+    wrong = next(_faults(result, cell, kind), None)
+    return result if wrong is None else f"damaged: {cell.path / 'result.json'}: {wrong}"
+
+
+def _faults(result: dict[str, Any], cell: Cell, kind: str) -> Iterator[str]:
+    """Why this cannot be what the plan wants there."""
+    if result.get("format") != FORMATS[kind]:
+        yield f"it is no result of such a run (`format` is {result.get('format')!r})"
+    wrong = fault(result, RESULTS[kind])
+    if wrong is not None:
+        yield wrong
+        return
+    seed, group = (result["seed"], "env") if kind == "agents" else (result["seeds"][0], "benchmark")
+    if seed != cell.seed:
+        yield f"it is of seed {seed}"
+    if result.get(group, cell.group) != cell.group:
+        yield f"it is of {result[group]}"
+    if kind == "agents":
+        yield from _agent_faults(result, cell)
+    else:
+        yield from _learner_faults(result)
+
+
+def _agent_faults(result: dict[str, Any], cell: Cell) -> Iterator[str]:
+    if result["steps"] != cell.settings.get("steps", result["steps"]):
+        yield f"it is of {result['steps']:,} steps, not {cell.settings['steps']:,}"
+    steps = [step for step, _ in result["curve"]]
+    if any(later <= earlier for earlier, later in pairwise(steps)):
+        yield "the steps of its curve do not increase"
+    networks = {name.partition(".")[0] for name in result.get("input_connections") or ("actor", "critic")}
+    if networks != {"actor", "critic"}:
+        yield "`input_connections` must be of actor and critics"
+
+
+def _learner_faults(result: dict[str, Any]) -> Iterator[str]:
+    tasks, scenario = len(result["task_classes"]), result["benchmark_scenario"]
+    if scenario not in SCENARIOS:
+        yield f"`benchmark_scenario` must be one of {', '.join(SCENARIOS)}, got {scenario!r}"
+    for kind in ("class_il", "task_il"):
+        rows = (result["R"][kind] or [[]])[0]
+        if rows and not all(len(row) == tasks for row in [*rows, rows]):
+            yield f"`R.{kind}` is no matrix of {tasks} × {tasks}"
+        if result["final"][kind] and len(result["final"][kind][0]) != tasks:
+            yield f"`final.{kind}` is not of {tasks} tasks"
+
+
+def _alike(runs: list[Run]) -> tuple[list[Run], list[str]]:
+    """Without the runs that cannot be averaged with most of their arm, and a line for each of those."""
+    kept, problems = [], list[str]()
+    counts = {cell: Counter[str]() for cell in {(run.group, run.arm.name) for run in runs}}
+    for run in runs:
+        counts[run.group, run.arm.name][_form(run.result)] += 1
+    for run in runs:
+        usual, _ = counts[run.group, run.arm.name].most_common(1)[0]
+        if _form(run.result) == usual:
+            kept.append(run)
+        else:
+            path = Cell(run.group, run.arm, run.seed).path / "result.json"
+            problems.append(f"left out: {path}: other evaluations, inputs or tasks than most runs of its arm")
+    return kept, problems
+
+
+def _form(result: dict[str, Any]) -> str:
+    """When a run was evaluated, and on what: the same for all runs of an arm."""
+    if "curve" not in result:
+        there = [[rows is None for rows in result[name].values()] for name in ("R", "final")]
+        return repr((there, result["task_classes"]))
+    inputs = {name: len(each) for name, each in (result.get("input_connections") or {}).items()}
+    return repr(([step for step, _ in result["curve"]], sorted(inputs.items())))
 
 
 def _strangers(directory: Path, study: Study) -> list[str]:

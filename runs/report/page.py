@@ -26,15 +26,18 @@ p, li { max-width: 52rem; overflow-wrap: break-word; }
 .answers .no { border-left-color: #d55e00; }
 .answers .undecided { border-left-color: #999; }
 .word { font-weight: 600; }
+.cost { display: block; color: var(--quiet); font-size: .85rem; }
+a { color: inherit; }
 .problems { background: var(--soft); border-left: .35rem solid #e69f00; padding: .5rem .8rem; border-radius: .3rem; }
 .problems ul { margin: .3rem 0; padding-left: 1.2rem; }
 .box { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
-th { font-weight: 600; vertical-align: bottom; }
-figure { margin: .8rem 0; }
+th { font-weight: 600; vertical-align: bottom; white-space: normal; }
+figure { margin: .8rem 0; overflow-x: auto; }
 img { max-width: 100%; height: auto; background: #fff; border-radius: .3rem; }
+@media (max-width: 46rem) { img { max-width: none; width: 46rem; } }
 pre { overflow-x: auto; background: var(--soft); padding: .6rem; font-size: .82rem; border-radius: .3rem; }
 """
 
@@ -50,9 +53,15 @@ def page(title: str, body: Iterable[str]) -> str:
     )
 
 
-def heading(text: str, level: int = 2) -> str:
-    """A heading."""
-    return f"<h{level}>{escape(text)}</h{level}>"
+def heading(text: str, level: int = 2, name: str = "") -> str:
+    """A heading, which `pointer` can lead to by its name."""
+    anchor = f' id="{escape(name, quote=True)}"' if name else ""
+    return f"<h{level}{anchor}>{escape(text)}</h{level}>"
+
+
+def pointer(text: str, name: str, more: str) -> str:
+    """A paragraph in a box, with a link to the heading of that name."""
+    return f'<p class="problems">{escape(text)} <a href="#{escape(name, quote=True)}">{escape(more)}</a></p>'
 
 
 def paragraph(text: str, kind: str = "") -> str:
@@ -73,15 +82,19 @@ def picture(png: bytes, what: str) -> str:
     return f'<figure><img alt="{escape(what, quote=True)}" src="data:image/png;base64,{data}"></figure>'
 
 
-def answers(given: Iterable[tuple[str, str]]) -> str:
-    """Verdicts: a word (yes, no, undecided) and a sentence each."""
-    items = "\n".join(f'<li class="{word}">{_strong(word, text)}</li>' for word, text in given)
+def answers(given: Iterable[tuple[str, str, str]]) -> str:
+    """Verdicts: a word (yes, no, undecided), a sentence, and what it cost."""
+    items = "\n".join(
+        f'<li class="{word}">{_strong(word, text)}<span class="cost">{escape(cost)}</span></li>'
+        for word, text, cost in given
+    )
     return f'<ul class="answers">\n{items}\n</ul>'
 
 
 def _strong(word: str, text: str) -> str:
-    """The sentence with its verdict in bold."""
+    """The sentence with its verdict in bold, and intervals that no line break takes apart."""
     whole, capital = escape(text), word.capitalize()
+    whole = whole.replace(" %", "\N{NO-BREAK SPACE}%").replace(" … ", "\N{NO-BREAK SPACE}…\N{NO-BREAK SPACE}")
     return whole.replace(f"? {capital}", f'? <span class="word">{capital}</span>', 1)
 
 

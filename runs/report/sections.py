@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from runs.report import page
-from runs.report.curves import draw_costs, draw_curves, draw_endpoints, draw_profile, draw_seconds, profiles, seconds_of
-from runs.report.drawing import Palette, png
+from runs.report.aggregates import aggregates
+from runs.report.curves import draw_costs, draw_curves, draw_endpoints, draw_seconds, seconds_of
+from runs.report.drawing import Palette
 from runs.report.endpoints import Endpoint
 from runs.report.loading import Evidence
-from runs.report.statistics import Array, Interval, iqm, mean_curve
+from runs.report.outputs import Files
+from runs.report.statistics import mean_curve
 from runs.report.tables import (
     as_csv,
     cost_rows,
+    costs_csv,
     curves_csv,
     endpoint_rows,
     endpoints_csv,
@@ -32,21 +33,6 @@ _MEANING = (
     "evaluations divided by its steps; final return the mean of the last ten evaluations; fresh episodes are played by "
     "the final policy, with starts that training never saw."
 )
-
-
-@dataclass
-class Files:
-    """What a report writes beside its page, by name."""
-
-    contents: dict[str, bytes] = field(default_factory=dict)
-
-    def picture(self, name: str, made: Figure | None, what: str) -> str:
-        """Keep a figure as NAME.png, and say it in HTML; nothing where there is no figure."""
-        if made is None:
-            return ""
-        data = png(made)
-        self.contents[f"{name}.png"] = data
-        return page.picture(data, what)
 
 
 def agent_sections(evidence: Evidence, endpoints: Sequence[Endpoint], files: Files, resamples: int) -> Iterator[str]:
@@ -68,7 +54,7 @@ def agent_sections(evidence: Evidence, endpoints: Sequence[Endpoint], files: Fil
         yield page.heading(f"Endpoints: {group}")
         yield endpoint_table(evidence, group, endpoints)
         yield files.picture(f"endpoints-{name}", draw_endpoints(evidence, group, palette, endpoints), "endpoints")
-    yield from _aggregates(evidence, endpoints, files, palette, resamples)
+    yield from aggregates(evidence, endpoints, files, palette, resamples)
     for group in evidence.groups:
         name = folder_name(group)
         yield page.heading(f"What it cost: {group}")
@@ -77,7 +63,8 @@ def agent_sections(evidence: Evidence, endpoints: Sequence[Endpoint], files: Fil
         yield page.paragraph(
             "In brackets: as a share of the first row. FLOPs are counted by one formula for all arms, bytes are "
             "parameters, gradients, optimizer, indices and scratch; seconds are of training as measured, on cores "
-            "that other runs of the study kept busy, and so the least exact of these.",
+            "that other runs of the study kept busy, and so the least exact of these. Arms that cost the same are "
+            "drawn side by side.",
             "quiet",
         )
         yield files.picture(f"costs-{name}", draw_costs(evidence, group, palette, endpoints[0]), "return against costs")
@@ -98,6 +85,7 @@ def agent_sections(evidence: Evidence, endpoints: Sequence[Endpoint], files: Fil
     files.contents["curves.csv"] = curves_csv(evidence, resamples)
     files.contents["endpoints.csv"] = endpoints_csv(evidence, endpoints)
     files.contents["topology.csv"] = topology_csv(evidence)
+    files.contents["costs.csv"] = costs_csv(evidence)
     files.contents["degrees.csv"] = degrees_csv(evidence)
     files.contents["seconds.csv"] = seconds_csv(evidence)
 
@@ -117,67 +105,6 @@ def endpoint_table(evidence: Evidence, group: str, endpoints: Sequence[Endpoint]
         if evidence.of(group, arm.name)
     ]
     return page.table(["arm", *(endpoint.label for endpoint in endpoints)], rows) + page.paragraph(_MEANING, "quiet")
-
-
-def normalised(evidence: Evidence, endpoint: Endpoint) -> tuple[dict[str, list[Array]], str]:
-    """Scores by arm, one array a group, each group divided by its dense arm's mean; and what was divided by."""
-    dense = next((arm.name for arm in evidence.arms if arm.method == "dense"), None)
-    scores: dict[str, list[Array]] = {arm.name: [] for arm in evidence.arms}
-    for group in evidence.groups:
-        base = endpoint.values(evidence.of(group, dense)) if dense is not None else np.empty(0)
-        if not len(base):
-            base = endpoint.values([run for run in evidence.runs if run.group == group])
-        size = abs(float(np.mean(base))) or 1.0
-        for arm in evidence.arms:
-            values = endpoint.values(evidence.of(group, arm.name))
-            if len(values):
-                scores[arm.name].append(values / size)
-    return scores, f"the mean of {dense}" if dense is not None else "the mean of all arms"
-
-
-def _aggregates(
-    evidence: Evidence, endpoints: Sequence[Endpoint], files: Files, palette: Palette, resamples: int
-) -> Iterator[str]:
-    """IQM over environments, and the performance profile."""
-    yield page.heading("Over all environments")
-    generator = np.random.default_rng(0)
-    rows: list[list[str]] = [[arm.name] for arm in evidence.arms]
-    numbers: list[list[object]] = []
-    base = ""
-    for endpoint in endpoints:
-        scores, base = normalised(evidence, endpoint)
-        for row, arm in zip(rows, evidence.arms, strict=True):
-            found = iqm(scores[arm.name], generator, resamples) if scores[arm.name] else None
-            row.append("–" if found is None else _ratio(found))
-            if found is not None:
-                numbers.append([
-                    arm.name, endpoint.name, found.value, found.low, found.high, found.runs, len(scores[arm.name]),
-                    found.kind, base,
-                ])  # fmt: skip
-    yield page.table(["arm", *(f"IQM of {endpoint.label}" for endpoint in endpoints)], rows)
-    count = len(evidence.groups)
-    yield page.paragraph(
-        f"Interquartile mean over the runs of {count} environment{'s' if count > 1 else ''}, each score divided by "
-        f"{base} in its environment; in brackets the 95 % interval (stratified bootstrap, expanded percentiles).",
-        "quiet",
-    )
-    files.contents["aggregates.csv"] = as_csv(
-        ["arm", "endpoint", "iqm", "low", "high", "fewest_runs", "groups", "interval", "divided_by"], numbers
-    )
-    scores, _ = normalised(evidence, endpoints[0])
-    flat = {name: np.concatenate(each)[:, None] for name, each in scores.items() if each}
-    thresholds, shares = profiles(flat)
-    files.contents["profile.csv"] = as_csv(["threshold", *shares], zip(thresholds, *shares.values(), strict=True))
-    yield files.picture(
-        "profile", draw_profile(flat, evidence.arms, palette, f"{endpoints[0].label}, divided by {base}"),
-        "performance profile",
-    )  # fmt: skip
-
-
-def _ratio(found: Interval) -> str:
-    if found.low is None or found.high is None:
-        return f"{found.value:.3f} (n = {found.runs})"
-    return f"{found.value:.3f} ({found.low:.3f} … {found.high:.3f}; n = {found.runs})"
 
 
 def degrees_csv(evidence: Evidence) -> bytes:

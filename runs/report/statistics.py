@@ -6,8 +6,9 @@ global generator; here they draw from one that is named.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -19,8 +20,16 @@ from scipy import stats
 
 Array = NDArray[np.float64]
 CONFIDENCE = 0.95
+EXPANDED = "expanded percentile bootstrap"
+_BLOCK = 4_000_000  # numbers that are resampled at once
 _EXACT = 20_000  # splits up to which a permutation test tries them all
 MOST_SEEDS = 1_000  # beyond which a number of seeds says nothing
+
+
+def generator_for(*names: str) -> np.random.Generator:
+    """A generator of its own for each thing that is estimated, so that a further arm does not move the others."""
+    digest = hashlib.sha256("\n".join(names).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16], "big"))
 
 
 class SeededBootstrap(library.StratifiedBootstrap):  # type: ignore[misc]
@@ -34,6 +43,16 @@ class SeededBootstrap(library.StratifiedBootstrap):  # type: ignore[misc]
         """Runs drawn for each task; further axes, such as time, follow their run."""
         shape = self._args_shape[:2] + (1,) * (len(self._args_shape) - 2)
         return (self._draws.integers(self._num_items, size=shape), *self._strata_indices)
+
+    def resamples(self, count: int) -> Iterator[Array]:
+        """In blocks (resamples, runs, tasks, …) the very resamples that `bootstrap(count)` gives one by one, slowly."""
+        scores, ones = self.pos_data[0], (1,) * (len(self._args_shape) - 2)
+        block = max(1, _BLOCK // scores.size)
+        for begin in range(0, count, block):
+            shape = (min(block, count - begin), *self._args_shape[:2], *ones)
+            yield scores[
+                (self._draws.integers(self._num_items, size=shape), *(each[None] for each in self._strata_indices))
+            ]
 
 
 class SeededIndependentBootstrap(library.StratifiedIndependentBootstrap):  # type: ignore[misc]
@@ -70,13 +89,16 @@ def expanded_levels(runs: int) -> tuple[float, float]:
 
 
 def bootstrap(
-    scores: Array, statistic: Callable[[Array], Any], generator: np.random.Generator, resamples: int
+    scores: Array, statistic: Callable[[Array], Array], generator: np.random.Generator, resamples: int
 ) -> tuple[Array, Array] | None:
-    """Expanded 95 % interval of a statistic of scores (runs, tasks, …): low and high; None for a single run."""
+    """Expanded 95 % interval of a statistic of scores (runs, tasks, …): low and high; None for a single run.
+
+    The statistic takes many resamples (resamples, runs, tasks, …) at once.
+    """
     if len(scores) < 2:
         return None
-    replicates = SeededBootstrap(scores, generator).apply(lambda x: np.atleast_1d(statistic(x)), resamples)
-    return _between(replicates, len(scores))
+    blocks = SeededBootstrap(scores, generator).resamples(resamples)
+    return _between(np.concatenate([statistic(block) for block in blocks]), len(scores))
 
 
 def _between(replicates: Array, runs: int) -> tuple[Array, Array]:
@@ -85,10 +107,8 @@ def _between(replicates: Array, runs: int) -> tuple[Array, Array]:
 
 
 def mean_curve(scores: Array) -> Array:
-    """IQM at each time of scores (runs, tasks, times); over a single task with few runs the mean. (times,)."""
-    return scores.mean(axis=(0, 1)) if scores.shape[1] == 1 else stats.trim_mean(
-        scores.reshape(-1, scores.shape[2]), 0.25, axis=0
-    )  # fmt: skip
+    """Mean over runs and tasks at each time; scores (…, runs, tasks, times)."""
+    return np.asarray(scores.mean(axis=(-3, -2)), np.float64)
 
 
 def iqm(tasks: Sequence[Array], generator: np.random.Generator, resamples: int) -> Interval:
@@ -97,15 +117,14 @@ def iqm(tasks: Sequence[Array], generator: np.random.Generator, resamples: int) 
     fewest = min(len(each) for each in tasks)
     if fewest < 2:
         return Interval(value, None, None, fewest, "none: one run")
-    drawn = np.concatenate([each[_indices(len(each), generator, resamples)] for each in tasks], axis=1)
+    drawn = np.concatenate([_drawn(each, generator, resamples) for each in tasks], axis=1)
     low, high = _between(stats.trim_mean(drawn, 0.25, axis=1), fewest)
-    return Interval(value, float(low), float(high), fewest, "expanded percentile bootstrap")
+    return Interval(value, float(low), float(high), fewest, EXPANDED)
 
 
-def _indices(runs: int, generator: np.random.Generator, resamples: int) -> NDArray[np.int64]:
-    """Runs drawn for each resample, (resamples, runs)."""
-    bootstrap = SeededBootstrap(np.zeros((runs, 1)), generator)
-    return np.stack([bootstrap.update_indices()[0][:, 0] for _ in range(resamples)])
+def _drawn(runs: Array, generator: np.random.Generator, resamples: int) -> Array:
+    """Resamples of the runs of one task, (resamples, runs)."""
+    return np.concatenate([*SeededBootstrap(runs[:, None], generator).resamples(resamples)])[:, :, 0]
 
 
 def probability_of_improvement(
@@ -118,13 +137,13 @@ def probability_of_improvement(
         return Interval(value, None, None, fewest, "none: one run")
     replicates = np.zeros(resamples)
     for x, y in pairs:
-        first, second = x[_indices(len(x), generator, resamples)], y[_indices(len(y), generator, resamples)]
+        first, second = _drawn(x, generator, resamples), _drawn(y, generator, resamples)
         above = (first[:, :, None] > second[:, None, :]) + 0.5 * (first[:, :, None] == second[:, None, :])
         replicates += above.mean(axis=(1, 2)) / len(pairs)
     if value in (0.0, 1.0):  # every resample says the same, which is no certainty
         return Interval(value, None, None, fewest, "none: all runs of one are above those of the other")
     low, high = _between(replicates, fewest)
-    return Interval(value, float(low), float(high), fewest, "expanded percentile bootstrap")
+    return Interval(value, float(low), float(high), fewest, EXPANDED)
 
 
 def mean(values: Array) -> Interval:
@@ -213,3 +232,15 @@ def seeds_needed(first: Array, second: Array, margin: float, tests: int) -> int 
 def profile(scores: Array, thresholds: Array) -> Array:
     """Share of runs above each threshold; scores (runs, tasks)."""
     return np.asarray(library.score_distributions(scores, thresholds), np.float64)
+
+
+def profile_band(
+    tasks: Sequence[Array], thresholds: Array, generator: np.random.Generator, resamples: int
+) -> tuple[Array, Array] | None:
+    """Expanded 95 % interval of the profile of all runs of all tasks; None where a task has one run."""
+    fewest = min(len(each) for each in tasks)
+    if fewest < 2:
+        return None
+    drawn = np.concatenate([_drawn(each, generator, resamples) for each in tasks], axis=1)
+    shares = [np.mean(drawn > threshold, axis=1) for threshold in thresholds]
+    return _between(np.stack(shares, axis=1), fewest)

@@ -110,17 +110,19 @@ def draw_inputs(evidence: Evidence, group: str) -> Figure | None:
         return None
     made = figure(10.5, 1.6 + 0.62 * len(arms))
     panels = made.subplots(2, 1)
-    image = None
+    image, observations = None, 0
     for axes, network in zip(panels, _NETWORKS, strict=True):
         rows = [_inputs(evidence.of(group, arm.name), network) for arm in arms]
         table = np.array([row / row.mean() for row in rows if row is not None])
         image = axes.imshow(table, cmap="RdBu_r", vmin=0, vmax=2, aspect="auto")
+        if network == "actor":
+            observations = table.shape[1]
+        else:
+            axes.axvline(observations - 0.5, color="black", linewidth=1.2)
         axes.set_yticks(range(len(arms)), [arm.name for arm in arms], fontsize=8)
         axes.set_xticks(range(table.shape[1]) if table.shape[1] <= 40 else range(0, table.shape[1], 10))
         axes.tick_params(axis="x", labelsize=7)
-        axes.set_title(
-            "actor: observations" if network == "actor" else "critics: observations, then actions", fontsize=10
-        )
+        axes.set_title("actor: observations" if network == "actor" else "critics: observations | actions", fontsize=10)
     panels[-1].set_xlabel("input")
     assert image is not None
     made.colorbar(image, ax=list(panels), label="connections, mean of the network = 1")

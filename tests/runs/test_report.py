@@ -21,7 +21,8 @@ from tiny_runs import ROOT, main
 from runs.files import write_json
 from runs.report.command import Findings, make_report, say
 from runs.report.contrasts import Contrast, contrasts, pairs, sentence
-from runs.report.endpoints import AGENTS, area_under_curve, endpoints, final_return
+from runs.report.curves import side_by_side
+from runs.report.endpoints import AGENTS, area_under_curve, endpoints, final_return, overall, values_of
 from runs.report.loading import load
 from runs.report.options import Report
 from runs.studies.plan import Study
@@ -135,6 +136,32 @@ def test_swapped_arms_swap_the_verdict(tmp_path: Path) -> None:
     assert both[0].improvement.value == 1 - both[1].improvement.value
 
 
+def test_mean_over_environments_takes_the_seeds_that_each_has(tmp_path: Path) -> None:
+    """Returns below zero count as much as others, and better is up in both: 1 + (-80 + 100) / 100 = 1.2."""
+    groups = (ENV, "Reacher-v5")
+    levels = {"dense": [100.0, 100.0], "static-0.9": [80.0, 120.0]}
+    write_study(tmp_path, levels, groups)
+    for path in (tmp_path / "Reacher-v5").rglob("result.json"):
+        written = json.loads(path.read_text())
+        write_json(path, {**written, "curve": [[step, -value] for step, value in written["curve"]]})
+    evidence = load(tmp_path)
+    name = overall(evidence)
+    assert name == "mean over 2 environments"
+    assert values_of(evidence, AGENTS[0], name, "dense").tolist() == [1, 1]
+    assert values_of(evidence, AGENTS[0], name, "static-0.9") == pytest.approx([(0.8 + 1.2) / 2, (1.2 + 0.8) / 2])
+    assert values_of(evidence, AGENTS[0], "Reacher-v5", "static-0.9").tolist() == [-80, -120]
+    (tmp_path / "Reacher-v5/static-0.9/seed-0/result.json").unlink()
+    assert values_of(load(tmp_path), AGENTS[0], name, "static-0.9") == pytest.approx([(1.2 + 0.8) / 2])
+
+
+def test_equal_costs_are_drawn_side_by_side() -> None:
+    found = side_by_side([100.0, 100.0, 1000.0, 100.5])
+    assert found[2] == 1000
+    assert found[0] < found[1] < found[3]
+    assert all(abs(each / 100 - 1) < 0.1 for each in (found[0], found[1], found[3]))
+    assert side_by_side([0.0, 0.0]) == [0, 0]
+
+
 # Whole reports
 
 
@@ -159,8 +186,11 @@ def test_report_says_verdicts_and_ends_with_its_path(
     say(findings)
     said = capsys.readouterr()
     lines = said.out.splitlines()
-    assert len(lines) == 1 + 2 * 3
-    assert lines[0].startswith(f"{ENV}: Does set-0.9 do better than static-0.9? Yes: mean return over training +38 %")
+    assert len(lines) == 1 + 3 * 3
+    assert lines[0].startswith(
+        "Mean over 2 environments: Does set-0.9 do better than static-0.9? Yes: mean return over"
+    )
+    assert lines[3].startswith(f"{ENV}: Does set-0.9 do better than static-0.9? Yes: mean return over training +38 %")
     assert lines[-1] == str(directory / "report.html")
     assert said.err == ""
 
@@ -191,11 +221,12 @@ def read_page(directory: Path) -> Links:
 def test_page_loads_nothing_from_elsewhere(reported: tuple[Path, Findings]) -> None:
     page = read_page(reported[0])
     assert page.tags.count("img") == len([*(reported[0] / "report").glob("*.png")]) >= 10
-    assert all(each.startswith("data:image/png;base64,") for each in page.loaded)
+    assert all(each.startswith(("data:image/png;base64,", "#")) for each in page.loaded)
     assert not {"script", "link", "iframe"} & {*page.tags}
     assert "url(" not in (reported[0] / "report.html").read_text()
     assert "As few as 3 seeds an arm is little" in page.text
     assert "18 of 18 runs are finished" in page.text
+    assert "It cost 0.10 × the connections, and as many bytes in training, training FLOPs and seconds." in page.text
     assert "sparse-agents compare" in page.text
 
 
@@ -214,7 +245,18 @@ def test_numbers_in_the_files_are_those_of_the_runs(reported: tuple[Path, Findin
     )
     assert {float(each["flops"]) for each in by_run} == {1e9}
     contrast = {(each["group"], each["first"], each["second"]): each for each in rows(directory, "contrasts.csv")}
-    assert len(contrast) == 6
+    assert len(contrast) == 9
+    # A level is the same in both environments, and dense is at 100: divided by it 1.1 and 0.8.
+    whole = contrast["mean over 2 environments", "set-0.9", "static-0.9"]
+    assert float(whole["difference"]) == pytest.approx(0.3)
+    assert float(whole["relative"]) == pytest.approx(0.375)
+    assert (whole["connections_of_second"], whole["runs_first"]) == ("1.0", "3")
+    assert float(contrast[ENV, "set-0.9", "dense"]["connections_of_second"]) == pytest.approx(0.1)
+    spent = {(row["group"], row["arm"]): row for row in rows(directory, "costs.csv")}
+    assert float(spent["Ant-v5", "dense"]["connections"]) == 1000
+    profile = [row for row in rows(directory, "profile.csv") if row["arm"] == "dense"]
+    assert [float(profile[0][name]) for name in ("share", "low", "high")] == [1, 1, 1]
+    assert all(float(row["low"]) <= float(row["share"]) <= float(row["high"]) for row in profile)
     one = contrast[ENV, "set-0.9", "static-0.9"]
     theirs = stats.ttest_ind(spread(110, 5, 3), spread(80, 5, 3), equal_var=False)
     assert float(one["p_welch"]) == pytest.approx(theirs.pvalue)
@@ -223,10 +265,10 @@ def test_numbers_in_the_files_are_those_of_the_runs(reported: tuple[Path, Findin
     curve = [each for each in rows(directory, "curves.csv") if (each["group"], each["arm"]) == (ENV, "dense")]
     assert [int(each["step"]) for each in curve] == [*range(100, 1300, 100)]
     assert {float(each["mean"]) for each in curve} == {100}
-    whole = {(each["arm"], each["endpoint"]): each for each in rows(directory, "aggregates.csv")}
-    assert float(whole["dense", "auc"]["iqm"]) == pytest.approx(1)
-    assert float(whole["set-0.9", "auc"]["iqm"]) == pytest.approx(1.1)
-    assert whole["set-0.9", "auc"]["divided_by"] == "the mean of dense"
+    aggregate = {(each["arm"], each["endpoint"]): each for each in rows(directory, "aggregates.csv")}
+    assert float(aggregate["dense", "auc"]["iqm"]) == pytest.approx(1)
+    assert float(aggregate["set-0.9", "auc"]["iqm"]) == pytest.approx(1.1)
+    assert aggregate["set-0.9", "auc"]["divided_by"] == "the mean of dense"
     searched = {(each["arm"], each["what"]) for each in rows(directory, "topology.csv")}
     assert ("set-0.9", "explored") in searched
     assert ("static-0.9", "explored") not in searched
@@ -269,14 +311,11 @@ def test_what_is_missing_or_odd_is_a_line_each(tmp_path: Path, capsys: pytest.Ca
     (runs / "empty").mkdir()
     assert main("report", directory, "--resamples", str(FEW)) == 0
     lines = capsys.readouterr().err.splitlines()
-    cut = runs / "set-0.9/seed-0/result.json"
     assert lines[0].startswith(
-        f"damaged: {ENV} set-0.9 seed 0: the result of a run {cut} is damaged (Unterminated string"
+        f"damaged: the result of a run {ENV}/set-0.9/seed-0/result.json is damaged (Unterminated string"
     )
-    assert lines[1].startswith(
-        f"damaged: {ENV} set-0.9 seed 1: {cut.parents[1]}/seed-1/result.json is no result of such"
-    )
-    assert lines[2] == f"damaged: {ENV} set-0.9 seed 2: {cut.parents[1]}/seed-2/result.json is of seed 3"
+    assert lines[1].startswith(f"damaged: {ENV}/set-0.9/seed-1/result.json: it is no result of such a run (`format` is")
+    assert lines[2] == f"damaged: {ENV}/set-0.9/seed-2/result.json: it is of seed 3"
     assert lines[3:] == [
         f"failed: {ENV} static-0.9 seed 4: diverged <b>&",
         f"missing: {ENV} static-0.9 seed 5",
@@ -288,6 +327,7 @@ def test_what_is_missing_or_odd_is_a_line_each(tmp_path: Path, capsys: pytest.Ca
     assert all(" ".join(line.split()) in " ".join(page.text.split()) for line in lines)
     assert "b" not in page.tags  # what came from a file is text
     assert "7 of 12 runs are finished" in page.text
+    assert page.text.index("7 of 12 runs are finished") < page.text.index("The answer")
     assert "n = 3 and 4" in page.text
 
 
@@ -295,6 +335,8 @@ def test_unequal_steps_are_said(tmp_path: Path) -> None:
     write_study(tmp_path, {"static-0.9": [1.0, 2.0], "set-0.9": [1.0, 2.0]})
     arms = [arm("static-0.9", [ENV]), arm("set-0.9", [ENV], steps=2400)]
     Study("agents", [ENV], arms, [0, 1], [["x"]]).write(tmp_path, "")
+    for path in (tmp_path / ENV / "set-0.9").rglob("result.json"):
+        write_json(path, {**json.loads(path.read_text()), "steps": 2400})
     assert load(tmp_path).problems == [f"unequal steps on {ENV}: static-0.9 1,200, set-0.9 2,400"]
 
 
@@ -380,7 +422,8 @@ def test_learners(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main("report", directory, "--resamples", str(FEW)) == 0
     said = capsys.readouterr().out
     for control in ("spacenet-static", "naive"):
-        assert f"Does spacenet do better than {control}? Yes: accuracy, task not known" in said
+        assert f"Does spacenet do better than {control}? Yes: accuracy, task not known +" in said
+    assert "task not known +20 points (95 % interval +18 … +22 points by Welch, n = 3 and 3" in said
     page = read_page(directory)
     assert "naive (fine-tuning without any protection)" in page.text
     assert "Not in this study: ncm, slda, joint; add them with --strategies ncm,slda,joint." in page.text

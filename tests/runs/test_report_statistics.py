@@ -24,6 +24,7 @@ from runs.report.statistics import (
     permutation,
     probability_of_improvement,
     profile,
+    profile_band,
     seeds_needed,
     smallest_p,
     welch,
@@ -173,6 +174,30 @@ def test_bootstrap_is_rliables_in_distribution() -> None:
     _, theirs = library.get_interval_estimates({"a": SCORES[:, :1]}, lambda x: np.array([x.mean()]), reps=4000)
     replicates = SeededBootstrap(SCORES[:, :1], random()).apply(lambda x: np.array([x.mean()]), 4000)
     assert np.quantile(replicates, [0.025, 0.975]) == pytest.approx(theirs["a"][:, 0], abs=0.13)
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (5, 1), (3, 2, 7)])
+def test_blocks_are_the_resamples_that_rliable_makes_one_by_one(shape: tuple[int, ...]) -> None:
+    scores = random(8).normal(size=shape)
+    one_by_one = [data[0] for data, _ in SeededBootstrap(scores, random(1)).bootstrap(2500)]
+    blocks = np.concatenate([*SeededBootstrap(scores, random(1)).resamples(2500)])
+    assert np.array_equal(blocks, np.stack(one_by_one))
+
+
+def test_blocks_of_any_size_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = np.concatenate([*SeededBootstrap(SCORES, random(1)).resamples(50)])
+    monkeypatch.setattr("runs.report.statistics._BLOCK", 3 * SCORES.size)
+    assert np.array_equal(whole, np.concatenate([*SeededBootstrap(SCORES, random(1)).resamples(50)]))
+
+
+def test_profile_has_a_band_around_it() -> None:
+    thresholds = np.array([-1.0, 2.5, 200.0])
+    band = profile_band(tasks(SCORES), thresholds, random(), 500)
+    assert band is not None
+    low, high = band
+    assert (low[0], high[0], low[2], high[2]) == (1, 1, 0, 0)
+    assert low[1] < 5 / 8 < high[1]
+    assert profile_band([SCORES[:1, 0]], thresholds, random(), 500) is None
 
 
 def test_runs_stay_whole_over_time() -> None:
