@@ -84,7 +84,11 @@ class FusedUpdate:
         """Changes whenever something that was bound lies elsewhere."""
         optimizers = self._model.critic.optimizer, self._model.actor.optimizer
         states = [state for optimizer in optimizers for state in optimizer.state.values()]
-        groups = [(optimizer.param_groups[0]["betas"], len(optimizer.param_groups)) for optimizer in optimizers]
+        first = [optimizer.param_groups[0] for optimizer in optimizers]
+        groups = [
+            (group["betas"], group.get("warmup", 0), len(optimizer.param_groups))
+            for group, optimizer in zip(first, optimizers, strict=True)
+        ]
         return [*self._watch.now(), *(id(tensor) for state in states for tensor in state.values()), *groups]
 
     def is_current(self) -> bool:

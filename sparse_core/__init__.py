@@ -11,7 +11,9 @@ loss.backward(); optimizer.step(); sparsifier.step()
 
 from sparse_core.adam import Adam
 from sparse_core.backends import BACKENDS
+from sparse_core.birth import BIRTHS, birth
 from sparse_core.conv import SparseConv2d
+from sparse_core.courses import COURSES, course
 from sparse_core.crossover import settle
 from sparse_core.distributions import DISTRIBUTIONS, allocate, distribution
 from sparse_core.draws import generators
@@ -22,21 +24,29 @@ from sparse_core.layers import SparseLinear, sparse_layers
 from sparse_core.mlp import SparseMLP
 from sparse_core.optimizer_state import carry_state
 from sparse_core.presets import PRESETS, Preset
+from sparse_core.redistribution import REDISTRIBUTIONS, redistribution
 from sparse_core.registry import Registry
 from sparse_core.schedules import SCHEDULES, Every
 from sparse_core.sparsifier import Sparsifier
+from sparse_core.steps import STEP_RULES, step_rule
 from sparse_core.sparsify import Plan, plan, sparsify
 from sparse_core.topology import Rewiring, Topology
 from sparse_core.view import Constraint, LayerView
 
+from sparse_core import methods  # noqa: F401, I001  # registers every method; after what they are made of
+
 __all__ = [
     "BACKENDS",
+    "BIRTHS",
+    "COURSES",
     "DISTRIBUTIONS",
     "DROP_RULES",
     "GROW_RULES",
     "INITIALISATIONS",
     "PRESETS",
+    "REDISTRIBUTIONS",
     "SCHEDULES",
+    "STEP_RULES",
     "Adam",
     "Constraint",
     "Every",
@@ -51,13 +61,17 @@ __all__ = [
     "Sparsifier",
     "Topology",
     "allocate",
+    "birth",
     "carry_state",
+    "course",
     "distribution",
     "drop_rule",
     "generators",
     "grow_rule",
     "plan",
+    "redistribution",
     "settle",
     "sparse_layers",
     "sparsify",
+    "step_rule",
 ]

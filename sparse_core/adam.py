@@ -28,6 +28,7 @@ class Adam(Optimizer):
         eps: added to the root of the second moment.
         weight_decay: L2 coefficient.
         decoupled: False adds the decay to the gradient (Adam's L2), True shrinks the weights (AdamW, arXiv:1711.05101).
+        warmup: steps of its own age over which an entry's learning rate rises from zero to `lr` (SMET); 0: none.
     """
 
     def __init__(
@@ -38,13 +39,17 @@ class Adam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         decoupled: bool = False,
+        warmup: int = 0,
     ) -> None:
         for name, value in {"lr": lr, "eps": eps, "weight_decay": weight_decay}.items():
             if not value >= 0 or math.isinf(value):
                 raise ValueError(f"`{name}` must be a finite number ≥ 0, got {value!r}")
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"`betas` must both be in [0, 1), got {betas!r}")
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, decoupled=decoupled))
+        if not (isinstance(warmup, int) and warmup >= 0):
+            raise ValueError(f"`warmup` must be a whole number of steps ≥ 0, got {warmup!r}")
+        options = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, decoupled=decoupled, warmup=warmup)
+        super().__init__(params, options)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -78,6 +83,8 @@ class Adam(Optimizer):
         torch._foreach_add_(denominators, group["eps"])
         steps = torch._foreach_div(first, denominators)
         torch._foreach_div_(steps, _unbias(times, beta1))
+        if group.get("warmup", 0):
+            torch._foreach_mul_(steps, [(time / group["warmup"]).clamp_(max=1) for time in times])
         torch._foreach_add_(parameters, steps, alpha=-lr)
 
     def state_of(self, parameter: Tensor) -> dict[str, Tensor]:

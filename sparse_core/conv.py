@@ -12,7 +12,7 @@ from torch.nn.grad import conv2d_weight
 
 from sparse_core.backends import BACKENDS
 from sparse_core.layers import SparseLinear
-from sparse_core.signals import Pairs, observed
+from sparse_core.signals import BLOCK_CELLS, Pairs, observed
 from sparse_core.topology import Topology
 
 Unit = Literal["weight", "kernel"]
@@ -151,6 +151,19 @@ class SparseConv2d(SparseLinear):
         ]
         dense = torch.stack(gradients).sum(0)
         return dense.flatten(1) if self.unit == "weight" else dense.flatten(2).norm(dim=2)
+
+    def _gradient_at(self, pairs: Pairs, positions: Tensor, in_features: int) -> Tensor:
+        """As `SparseLinear`, from rows of those outputs that are asked for, a block at a time: kernels are small."""
+        found = positions.new_zeros(positions.numel(), dtype=self.values.dtype).to(pairs[0][0].device)
+        outputs = positions // in_features
+        for few in outputs.unique().split(max(1, BLOCK_CELLS // self.matrix_shape[1])):
+            some = few.to(found.device)
+            chosen = [(images, given.index_select(1, some)) for images, given in pairs]
+            inside = torch.isin(outputs, few).nonzero().squeeze(1)
+            rows = self._gradient_rows(chosen, 0, few.numel())
+            at = torch.searchsorted(few, outputs[inside]), positions[inside] % in_features
+            found[inside] = rows[at[0].to(rows.device), at[1].to(rows.device)]
+        return found
 
     @torch.no_grad()
     def to_dense(self) -> nn.Conv2d:  # type: ignore[override]  # of a convolution, as its counterpart is of a linear layer

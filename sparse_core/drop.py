@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sparse_core.draws import largest, sample_distinct
-from sparse_core.registry import Registry
+from sparse_core.draws import sample_distinct
+from sparse_core.registry import Rules
 from sparse_core.view import LayerView
 
-Choice = Callable[[LayerView, int], Tensor]
+Choice = Callable[..., Tensor]
+"""(view, count, **options) -> indices of `count` connections."""
 
 
 class DropRule(NamedTuple):
-    """A drop rule, and whether it needs the importance of connections."""
+    """A drop rule, what it needs, and what it decides besides which connections go."""
 
-    choose: Choice
-    needs_importance: bool
+    choose: Callable[..., Any]
+    needs_importance: bool = False
+    needs_capture: bool = False
+    network: bool = False
+    """It sees all layers at once: (views by name, count over all of them) -> indices by name."""
+    own_count: bool = False
+    """It drops as many as it finds right, whatever `count` says."""
+    plans: bool = False
+    """It decides growth, too: (view, count) -> indices to drop, flat positions to grow, as many."""
 
 
-DROP_RULES: Registry[DropRule] = Registry("drop rule")
+DROP_RULES: Rules[DropRule] = Rules("drop rule")
 
 
-def drop_rule(name: str, *, needs_importance: bool = False) -> Callable[[Choice], Choice]:
-    """Decorator: the function is the drop rule `name` from now on."""
+def drop_rule(
+    name: str,
+    *,
+    needs_importance: bool = False,
+    needs_capture: bool = False,
+    network: bool = False,
+    own_count: bool = False,
+    plans: bool = False,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: the function is the drop rule `name` from now on; its keyword-only arguments are the rule's options."""
 
-    def register(choose: Choice) -> Choice:
-        DROP_RULES.add(name, DropRule(choose, needs_importance))
+    def register(choose: Callable[..., Any]) -> Callable[..., Any]:
+        DROP_RULES.add(name, DropRule(choose, needs_importance, needs_capture, network, own_count, plans))
         return choose
 
     return register
@@ -38,7 +54,7 @@ def drop_rule(name: str, *, needs_importance: bool = False) -> Callable[[Choice]
 @drop_rule("magnitude")
 def weakest(view: LayerView, count: int) -> Tensor:
     """Drop the `count` smallest |value| (RigL, arXiv:1911.11134)."""
-    return largest(-view.values.abs(), count)
+    return view.least(view.values.abs(), count)
 
 
 @drop_rule("signed")
@@ -47,12 +63,17 @@ def weakest_of_each_sign(view: LayerView, count: int) -> Tensor:
 
     A value of exactly zero counts as positive, so it goes first among them.
     """
+    return least_of_each_sign(view, count, view.values.abs())
+
+
+def least_of_each_sign(view: LayerView, count: int, scores: Tensor) -> Tensor:
+    """Indices of the lowest scores (n,) among positive and among negative values, each sign its share of `count`."""
     negative = (view.values < 0).nonzero().squeeze(1)
     positive = (view.values >= 0).nonzero().squeeze(1)
     # To the nearest whole connection: rounding down would take the odd one from the negatives every time.
     of_positive = (2 * count * positive.numel() + view.count) // max(2 * view.count, 1)
-    chosen_positive = positive[largest(-view.values[positive], of_positive)]
-    chosen_negative = negative[largest(view.values[negative], count - of_positive)]
+    chosen_positive = positive[view.least(scores[positive], of_positive)]
+    chosen_negative = negative[view.least(scores[negative], count - of_positive)]
     return torch.cat([chosen_positive, chosen_negative]).sort().values
 
 
@@ -65,4 +86,28 @@ def any_connections(view: LayerView, count: int) -> Tensor:
 @drop_rule("importance", needs_importance=True)
 def least_important(view: LayerView, count: int) -> Tensor:
     """Drop the connections that have lowered the loss least since the last change (SpaceNet, arXiv:2007.07617)."""
-    return largest(-view.importance.connections, count)
+    return view.least(view.importance.connections, count)
+
+
+@drop_rule("global-magnitude", network=True)
+def weakest_of_all(views: Mapping[str, LayerView], count: int) -> dict[str, Tensor]:
+    """Drop the `count` smallest |value| of the whole network, whatever their layers (as GraNet, arXiv:2106.10404)."""
+    return least_of_all(views, count, {name: view.values.abs() for name, view in views.items()})
+
+
+def least_of_all(views: Mapping[str, LayerView], count: int, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Indices of the `count` lowest scores over all layers, but the best one of each, which stays: a cut network is dead.
+
+    Equal scores go from the first layer and the lowest index on.
+    """
+    shown = {}
+    for name, each in scores.items():
+        shown[name] = each.double().clone()
+        if each.numel():
+            shown[name][each.argmax()] = torch.inf
+    sizes = [each.numel() for each in shown.values()]
+    some = next(iter(views.values()))
+    chosen = some.least(torch.cat(list(shown.values())), count)
+    ends = torch.tensor(sizes).cumsum(0).tolist()
+    parts = zip(views, ends, sizes, strict=True)
+    return {name: chosen[(chosen >= end - size) & (chosen < end)] - (end - size) for name, end, size in parts}

@@ -32,6 +32,19 @@ def corrections(beta: float, dtype: torch.dtype, age: int) -> Any:
     return _corrections(beta, dtype, max(10, age.bit_length()))
 
 
+def warmed(table: Any, steps: int) -> Any:
+    """First-moment corrections that make an entry's learning rate rise over its first `steps` steps.
+
+    A step is divided by the correction, so what is to be t / steps of it is divided by the correction · steps / t.
+    """
+    if not steps:
+        return table
+    length = max(len(table), steps + 1)
+    longer = np.concatenate([table, np.full(length - len(table), table[-1])])
+    times = np.arange(length)
+    return (longer * np.maximum(steps / np.maximum(times, 1), 1)).astype(table.dtype)
+
+
 @cache
 def _corrections(beta: float, dtype: torch.dtype, doublings: int) -> Any:
     enough = 2 if beta == 0 else math.ceil(math.log(torch.finfo(dtype).eps / 4) / math.log(beta)) + 2

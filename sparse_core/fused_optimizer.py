@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparse_core import passes
 from sparse_core.adam import Adam
-from sparse_core.fused import corrections, threads_for_entries
+from sparse_core.fused import corrections, threads_for_entries, warmed
 
 OLDEST = 1 << 24  # steps after which ages stop counting in a table that is still not at 1, for β near 1
 
@@ -26,7 +26,8 @@ class FusedAdam:
     def __init__(self, optimizer: Adam, parameters: Sequence[tuple[Tensor, Tensor]]) -> None:
         self._group = optimizer.param_groups[0]
         dtype = parameters[0][0].dtype
-        self._corrections = [corrections(beta, dtype, OLDEST) for beta in self._group["betas"]]
+        first, second = (corrections(beta, dtype, OLDEST) for beta in self._group["betas"])
+        self._corrections = [warmed(first, self._group.get("warmup", 0)), second]
         self._settings = np.zeros(5)
         self._kept: list[Tensor] = []
         self._rows = np.array([self._row(optimizer, *pair) for pair in parameters], np.int64)

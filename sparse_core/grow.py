@@ -7,31 +7,42 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from sparse_core.registry import Registry
+from sparse_core.registry import Rules
 from sparse_core.view import LayerView
 
-Choice = Callable[[LayerView, int], Tensor]
+Choice = Callable[..., Tensor]
+"""(view, count, **options) -> `count` vacant flat positions."""
 
 
 class GrowRule(NamedTuple):
     """A grow rule, whether it needs captured batches or importance, and whether it grows what was just dropped."""
 
     choose: Choice
-    needs_capture: bool
-    needs_importance: bool
+    needs_capture: bool = False
+    needs_importance: bool = False
     in_place: bool = False
+    dense_gradient: bool = False
+    """It looks at the dense gradient of every layer, 2·B·N operations a change."""
 
 
-GROW_RULES: Registry[GrowRule] = Registry("grow rule")
+GROW_RULES: Rules[GrowRule] = Rules("grow rule")
 
 
 def grow_rule(
-    name: str, *, needs_capture: bool = False, needs_importance: bool = False, in_place: bool = False
+    name: str,
+    *,
+    needs_capture: bool = False,
+    needs_importance: bool = False,
+    in_place: bool = False,
+    dense_gradient: bool = False,
 ) -> Callable[[Choice], Choice]:
-    """Decorator: the function is the grow rule `name` from now on; one that is `in_place` wants `regrow="fresh"`."""
+    """Decorator: the function is the grow rule `name` from now on; its keyword-only arguments are the rule's options.
+
+    One that is `in_place` wants `regrow="fresh"`.
+    """
 
     def register(choose: Choice) -> Choice:
-        GROW_RULES.add(name, GrowRule(choose, needs_capture, needs_importance, in_place))
+        GROW_RULES.add(name, GrowRule(choose, needs_capture, needs_importance, in_place, dense_gradient))
         return choose
 
     return register
@@ -43,7 +54,7 @@ def anywhere(view: LayerView, count: int) -> Tensor:
     return view.sample_vacant(count)
 
 
-@grow_rule("gradient", needs_capture=True)
+@grow_rule("gradient", needs_capture=True, dense_gradient=True)
 def steepest(view: LayerView, count: int) -> Tensor:
     """Grow where the dense gradient would be largest in size (RigL, arXiv:1911.11134), streamed and exact."""
     return view.strongest_gradients(count)

@@ -13,7 +13,7 @@ from sparse_core.backends import BACKENDS
 from sparse_core.distributions import check_sparsity
 from sparse_core.draws import among
 from sparse_core.initialisation import INITIALISATIONS
-from sparse_core.signals import Capture, Pairs, matrix_gradient, observed
+from sparse_core.signals import Capture, Pairs, matrix_gradient, matrix_gradient_at, observed
 from sparse_core.topology import Rewiring, Topology
 
 
@@ -202,12 +202,16 @@ class SparseLinear(nn.Module):
     @capture.setter
     def capture(self, capture: Capture | None) -> None:
         if capture is not None:
-            capture.rows_of = self._gradient_rows
+            capture.rows_of, capture.entries_of = self._gradient_rows, self._gradient_at
         self._capture = capture
 
     def _gradient_rows(self, pairs: Pairs, start: int, stop: int) -> Tensor:
         """Rows start … stop-1 of the dense gradient that captured pairs give, (stop-start, in_features)."""
         return matrix_gradient(pairs, start, stop)
+
+    def _gradient_at(self, pairs: Pairs, positions: Tensor, in_features: int) -> Tensor:
+        """Entries of that gradient at flat positions, (k,)."""
+        return matrix_gradient_at(pairs, positions, in_features)
 
     @property
     def topology(self) -> Topology:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from types import MappingProxyType
+from typing import Any
 
+from sparse_core.drop import DROP_RULES
 from sparse_core.grow import GROW_RULES
-from sparse_core.registry import Registry
+from sparse_core.registry import Registry, bound, like, options_of, with_options
 from sparse_core.topology import Regrow
+
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
+_OPTIONAL_NUMBERS = ("drop_temperature", "final_drop_temperature", "grow_temperature", "begin")
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A method's choices; `drop=None` means that the topology never changes."""
+    """A method's choices; `drop=None` and `prune=None` mean that the topology never changes.
+
+    Every field but the summary, and every option of the method's rules, can be given with the name:
+    `PRESETS["rigl:grow_mix=0.3:drop_fraction=0.2"]`.
+    """
 
     summary: str
     drop: str | None = None
@@ -28,38 +39,117 @@ class Preset:
     """The dense baseline: a sparsity other than zero is an error."""
     given: bool = False
     """The topology is given, not drawn."""
+    options: Mapping[str, Any] = field(default_factory=lambda: NO_OPTIONS)
+    """Options of the drop, grow and prune rules by their names; see `options_of`."""
+    drop_temperature: float | None = None
+    """None drops the lowest scores; a number T keeps connections by odds of scoreᵀ (soft removal)."""
+    final_drop_temperature: float | None = None
+    """Temperature at the last change, approached along a line; None: as at the first."""
+    drop_mix: float = 0.0
+    """Share of what is dropped that is drawn at random."""
+    grow_temperature: float | None = None
+    grow_mix: float = 0.0
+    """Share of what grows that is drawn at random: 0 is the rule, 1 is SET."""
+    redistribute: str | None = None
+    """In which layers connections grow, a name from `REDISTRIBUTIONS`; None: where as many were dropped."""
+    chains: bool = False
+    """Whether what a drop leaves without a way in or out goes, too (CHT)."""
+    prune: str | None = None
+    """The drop rule that brings the network down where the course of its sparsity falls."""
+    course: str | None = None
+    """Course of the sparsity along training, a name from `COURSES`; None: constant."""
+    begin: float | None = None
+    """Sparsity at the start; None: the final one."""
+    overshoot: float = 1.0
+    """Density at the start divided by the final one, where `begin` is None."""
+    capture_batches: int = 1
+    birth: float | str = 0.0
+    """Value of a new connection: a number, or a name from `BIRTHS`."""
+    warmup: int = 0
+    """Steps over which a new connection's learning rate rises from zero (`sparse_core.Adam`)."""
+    step_rule: str | None = None
+    """What is done to the values after every step of the optimizer, a name from `STEP_RULES`."""
+    dense_by_nature: str = ""
+    """What it does that is not sparse, in words; empty for a method that stays truly sparse."""
 
     @property
     def searches(self) -> bool:
         """Whether connections ever come to new places."""
         return self.grow is not None and not GROW_RULES[self.grow].in_place
 
+    @property
+    def changes(self) -> bool:
+        """Whether the topology ever changes."""
+        return self.drop is not None or self.prune is not None
 
-PRESETS: Registry[Preset] = Registry("topology")
+    @property
+    def keeps_count(self) -> bool:
+        """Whether every layer has the same number of connections from the first step to the last."""
+        drops = self.drop is not None and (DROP_RULES[self.drop].network or DROP_RULES[self.drop].own_count)
+        return not (self.prune or self.redistribute or drops)
+
+    def starting(self, sparsity: float) -> float:
+        """Sparsity with which training begins where it is to end with `sparsity`."""
+        if self.begin is not None:
+            return min(self.begin, sparsity)
+        return max(1 - (1 - sparsity) * self.overshoot, 0.0)
+
+    def rule(self, name: str | None, registry: Any) -> Any:
+        """A rule of this method with those of its options that it has; None for no rule."""
+        if name is None:
+            return None
+        rule = registry[name]
+        known = options_of(rule)
+        own = {option: value for option, value in self.options.items() if option in known}
+        return bound(rule, f"{registry.kind} {name!r}", own) if own else rule
+
+    def with_choices(self, name: str, given: Mapping[str, str]) -> Preset:
+        """The same with other choices, as they are written behind its name; a `ValueError` for one it has not."""
+        defaults = {
+            each.name: 0.0 if each.name in _OPTIONAL_NUMBERS else "" if each.default is None else each.default
+            for each in fields(self)
+            if each.default is not MISSING and each.name not in ("summary", "dense", "given", "options", "birth")
+        }
+        rules = [(self.drop, DROP_RULES), (self.grow, GROW_RULES), (self.prune, DROP_RULES)]
+        known = {
+            option: default
+            for rule, registry in rules
+            if rule is not None
+            for option, default in options_of(registry[rule]).items()
+        }
+        chosen: dict[str, Any] = {}
+        options = dict(self.options)
+        for option, value in given.items():
+            what = f"option {option!r} of topology {name!r}"
+            if option in known:
+                options[option] = like(known[option], value, what)
+            elif option == "birth":
+                chosen[option] = value
+            elif option in defaults:
+                chosen[option] = like(defaults[option], value, what)
+            else:
+                raise ValueError(
+                    f"topology {name!r} has no option {option!r}; known: {', '.join(sorted({*known, *defaults}))}"
+                )
+        return replace(self, **chosen, options=MappingProxyType(options))
+
+
+class Presets(Registry[Preset]):
+    """Methods by name, and by a name with options: `"rigl:grow_mix=0.3"`."""
+
+    def __getitem__(self, name: str) -> Preset:
+        plain, options = with_options(name)
+        preset = super().__getitem__(plain)
+        return preset.with_choices(plain, options) if options else preset
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name.partition(":")[0] in self._entries
+
+
+PRESETS = Presets("topology")
 
 PRESETS.add("dense", Preset("every connection: the baseline", dense=True))
 PRESETS.add("static", Preset("a sparse topology that never changes"))
-PRESETS.add(
-    "set",
-    Preset(
-        "drop the weakest of each sign, grow at random (Mocanu et al. 2018, arXiv:1707.04780)",
-        drop="signed", grow="random", drop_fraction=0.3, regrow="kept",
-    ),
-)  # fmt: skip
-PRESETS.add(
-    "rigl",
-    Preset(
-        "drop the weakest, grow where the gradient is largest (Evci et al. 2020, arXiv:1911.11134)",
-        drop="magnitude", grow="gradient", drop_fraction=0.3, schedule="cosine", stop=0.75, regrow="kept",
-    ),
-)  # fmt: skip
-PRESETS.add(
-    "reset-in-place",
-    Preset(
-        "control: as set, but what is dropped grows where it was, anew: refreshed weights, no search",
-        drop="signed", grow="in-place", drop_fraction=0.3, regrow="fresh",
-    ),
-)  # fmt: skip
 PRESETS.add(
     "final-topology",
     Preset("control: the last topology of a finished run, weights drawn anew, never changes", given=True),

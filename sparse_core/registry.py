@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -34,9 +36,7 @@ class Registry(Mapping[str, T], Generic[T]):
     def __getitem__(self, name: str) -> T:
         if name in self._entries:
             return self._entries[name]
-        near = difflib.get_close_matches(str(name), self._entries, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"no {self.kind} called {name!r}; {hint}known: {', '.join(sorted(self._entries))}")
+        raise ValueError(f"no {self.kind} called {name!r}; {_hint(name, self._entries)}")
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
@@ -46,3 +46,67 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+class Rules(Registry[T]):
+    """A registry of rules with a `choose` whose keyword-only arguments are options: `"name:option=value:…"`."""
+
+    def __getitem__(self, name: str) -> T:
+        plain, options = with_options(name)
+        rule = super().__getitem__(plain)
+        return bound(rule, f"{self.kind} {plain!r}", options) if options else rule
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name.partition(":")[0] in self._entries
+
+
+def options_of(rule: Any) -> dict[str, Any]:
+    """The options of a rule and their defaults: its function's keyword-only arguments."""
+    function = rule.choose
+    given = function.keywords if isinstance(function, partial) else {}
+    parameters = inspect.signature(function).parameters.values()
+    own = {each.name: each.default for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY}
+    return own | given
+
+
+def bound(rule: Any, what: str, options: Mapping[str, Any]) -> Any:
+    """The rule with these options in the place of its defaults; `what` says whose they are, for errors."""
+    known = options_of(rule)
+    values = {}
+    for name, value in options.items():
+        if name not in known:
+            raise ValueError(f"{what} has no option {name!r}; {_hint(name, known)}")
+        values[name] = like(known[name], value, f"option {name!r} of {what}")
+    return rule._replace(choose=partial(rule.choose, **values))
+
+
+def with_options(text: str) -> tuple[str, dict[str, str]]:
+    """`"name:option=value:…"` as the name and its options, values still text."""
+    name, *parts = str(text).split(":")
+    options = {}
+    for part in parts:
+        option, equals, value = part.partition("=")
+        if not (option and equals and value):
+            raise ValueError(f"options are written name:option=value, got {part!r} in {text!r}")
+        options[option] = value
+    return name, options
+
+
+def like(default: Any, value: Any, what: str) -> Any:
+    """A value of an option in the type of its default; text is read, anything that does not fit is an error."""
+    kind = type(default)
+    try:
+        if kind is bool and isinstance(value, str):
+            return {"true": True, "false": False}[value.lower()]
+        if kind in (int, float, str):
+            return kind(value)
+    except (KeyError, ValueError):
+        wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
+        raise ValueError(f"{what} must be {wanted}, got {value!r}") from None
+    return value
+
+
+def _hint(name: object, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}known: {', '.join(sorted(known)) or 'none'}"

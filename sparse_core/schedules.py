@@ -63,6 +63,17 @@ class Cubic(_Decay):
         return self.start * self.remaining(step) ** 3
 
 
+@SCHEDULES.register("staged")
+@dataclass(frozen=True)
+class Staged(_Decay):
+    """`start` for three quarters of `over` steps, half of it for the last, then zero (MEST, arXiv:2110.14032)."""
+
+    def __call__(self, step: int) -> float:
+        """The value at `step`."""
+        left = self.remaining(step)
+        return self.start if left > 0.25 else self.start / 2 if left > 0 else 0.0
+
+
 @dataclass(frozen=True)
 class Every:
     """Due every `period` steps, first at step `period`, last not after step `until` (None: without end)."""

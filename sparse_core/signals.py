@@ -28,6 +28,7 @@ class Capture:
         self.batches = batches
         self.batch = 0
         self.rows_of: Callable[[Pairs, int, int], Tensor] = matrix_gradient
+        self.entries_of: Callable[[Pairs, Tensor, int], Tensor] = matrix_gradient_at
         self._pairs: deque[tuple[int, Tensor, Tensor]] = deque()
 
     def add(self, inputs: Tensor, gradients: Tensor) -> None:
@@ -44,7 +45,7 @@ class Capture:
     def of_outputs(self, outputs: Tensor) -> Capture:
         """The same batches, of these outputs only (indices, ascending)."""
         fewer = Capture(self.batches)
-        fewer.batch, fewer.rows_of = self.batch, self.rows_of
+        fewer.batch, fewer.rows_of, fewer.entries_of = self.batch, self.rows_of, self.entries_of
         fewer._pairs = deque(
             (batch, inputs, gradients.index_select(1, outputs.to(gradients.device)))
             for batch, inputs, gradients in self._pairs
@@ -56,7 +57,23 @@ class Capture:
 
         (stop-start, in_features): a gradient, or where a connection has several weights, the L2 norm of theirs.
         """
-        return self.rows_of([(inputs, gradients) for _, inputs, gradients in self._pairs], start, stop)
+        return self.rows_of(self.pairs, start, stop)
+
+    def gradient_at(self, positions: Tensor, in_features: int) -> Tensor:
+        """The same at these flat positions alone (k,), on the CPU: O(B·k), with no row of the gradient made."""
+        return self.entries_of(self.pairs, positions, in_features).cpu()
+
+    @property
+    def pairs(self) -> Pairs:
+        """The kept batches, oldest first: inputs (B, in_features, …), output gradients (B, out_features, …)."""
+        return [(inputs, gradients) for _, inputs, gradients in self._pairs]
+
+    def with_pairs(self, pairs: Pairs) -> Capture:
+        """Other pairs, of the same shapes, whose products this layer's connections would make."""
+        other = Capture(self.batches)
+        other.rows_of, other.entries_of = self.rows_of, self.entries_of
+        other._pairs = deque((self.batch, inputs, gradients) for inputs, gradients in pairs)
+        return other
 
     def state(self) -> list[tuple[int, Tensor, Tensor]]:
         """What is kept, for a checkpoint taken between capture and change."""
@@ -70,6 +87,19 @@ class Capture:
 def matrix_gradient(pairs: Pairs, start: int, stop: int) -> Tensor:
     """Rows start … stop-1 of Σ ΔᵀX, for X (B, in_features) and Δ (B, out_features)."""
     return torch.stack([gradients[:, start:stop].T @ inputs for inputs, gradients in pairs]).sum(0)
+
+
+def matrix_gradient_at(pairs: Pairs, positions: Tensor, in_features: int) -> Tensor:
+    """Entries of Σ ΔᵀX at flat positions (k,), for X (B, in_features) and Δ (B, out_features)."""
+    found = torch.zeros(positions.numel(), dtype=pairs[0][0].dtype, device=pairs[0][0].device)
+    for inputs, gradients in pairs:
+        # Neurons first, so that what is gathered lies together.
+        x, delta = inputs.T.contiguous(), gradients.T.contiguous()
+        step = max(1, BLOCK_CELLS // max(inputs.shape[0], 1))
+        for start in range(0, positions.numel(), step):
+            at = positions[start : start + step].to(x.device)
+            found[start : start + step] += (delta[at // in_features] * x[at % in_features]).sum(1)
+    return found
 
 
 def observed(outputs: Tensor, inputs: Tensor, capture: Capture, dtype: torch.dtype) -> Tensor:
@@ -107,7 +137,7 @@ def row_blocks(shape: tuple[int, int], cells: int | None = None) -> Iterator[tup
 
 
 def streamed_largest(
-    shape: tuple[int, int], count: int, blocked: Tensor, rows_of: Callable[[int, int], Tensor]
+    shape: tuple[int, int], count: int, blocked: Tensor, rows_of: Callable[[int, int], Tensor], signed: bool = False
 ) -> Tensor:
     """Flat positions of the `count` largest |score| outside `blocked`: exact, in O(count + block) memory.
 
@@ -116,6 +146,7 @@ def streamed_largest(
         count: how many; at least that many positions must be free.
         blocked: flat positions never taken, ascending.
         rows_of: (start, stop) -> those rows of the score matrix; -inf marks a cell never taken.
+        signed: takes the largest score, not the largest |score|.
 
     Returns:
         (count,) int64 on the CPU, ascending; ties are taken from the lowest position on.
@@ -126,12 +157,12 @@ def streamed_largest(
     for start, stop in row_blocks(shape):
         rows = rows_of(start, stop)
         never = rows == -torch.inf
-        scores = rows.abs().masked_fill(never, -1)
-        if not bool(torch.isfinite(scores).all()):
+        scores = rows.clone() if signed else rows.abs().masked_fill_(never, -torch.inf)
+        if not bool((torch.isfinite(scores) | never).all()):
             raise FloatingPointError("the growth signal is not finite: training has diverged; lower the learning rate")
         first, last = torch.searchsorted(blocked, torch.tensor([start * shape[1], stop * shape[1]])).tolist()
         inside = (blocked[first:last] - start * shape[1]).to(scores.device)
-        best.add(scores.flatten().index_fill(0, inside, -1), start * shape[1])
+        best.add(scores.flatten().index_fill_(0, inside, -torch.inf), start * shape[1])
     found = best.settled()
     if found.numel() < count:
         raise ValueError(f"{count} new connections were wanted, but fewer positions are free; lower the drop fraction")
@@ -139,11 +170,11 @@ def streamed_largest(
 
 
 class _Best:
-    """The `count` largest of all scores shown to it in ascending order of position; negative ones do not count."""
+    """The `count` largest of all scores shown to it in ascending order of position; those of -inf do not count."""
 
     def __init__(self, count: int) -> None:
         self._count, self._held = count, 0
-        self._floor = -0.5
+        self._floor = -torch.inf
         self._scores: list[Tensor] = []
         self._positions: list[Tensor] = []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -12,15 +12,24 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from sparse_core.draws import among, generators
+from sparse_core.activity import activities, chain_of
+from sparse_core.adam import Adam
+from sparse_core.birth import BIRTHS, Birth
+from sparse_core.change import Method
+from sparse_core.choosing import Choosing
+from sparse_core.courses import COURSES, Budget
+from sparse_core.draws import generators
 from sparse_core.drop import DROP_RULES
 from sparse_core.grow import GROW_RULES
 from sparse_core.importance import PathImportance
 from sparse_core.layers import SparseLinear, sparse_layers
 from sparse_core.optimizer_state import carry_state, check_elementwise
-from sparse_core.presets import PRESETS
+from sparse_core.meters import layer_counts
+from sparse_core.presets import PRESETS, Preset
+from sparse_core.redistribution import REDISTRIBUTIONS
 from sparse_core.schedules import SCHEDULES, Every
 from sparse_core.signals import Capture
+from sparse_core.steps import STEP_RULES
 from sparse_core.topology import Regrow, Rewiring
 from sparse_core.view import Constraint, LayerView
 
@@ -33,22 +42,24 @@ class Sparsifier:
     Args:
         model: holds the sparse layers.
         optimizer: updates their values; any elementwise torch optimizer.
-        drop: name of a drop rule; None for a topology that never changes.
-        grow: name of a grow rule.
+        drop: name of a drop rule, with options (`"name:option=value"`); None for a topology that never changes.
+        grow: name of a grow rule, as `drop`.
         drop_fraction: share ζ of each layer's movable connections that change, in [0, 1], at the start.
         schedule: name of the course of ζ over the steps until `stop`.
         period: steps between two changes; the first is at step `period`.
-        total_steps: length of training, wanted by every schedule but a constant one without `stop`.
+        total_steps: length of training, wanted by everything that has a course but a constant ζ without `stop`.
         stop: share of `total_steps` after which the topology stays.
         regrow: whether a connection dropped in a change may grow again in it: `"no"`, `"kept"` (with its
             value and state, as SET and RigL were released) or `"fresh"`.
-        capture_batches: batches before a change over which gradient growth looks.
+        capture_batches: batches before a change over which rules look that see gradients or activations.
         capture_stride: steps in which one such batch comes (an actor updated every second step: 2).
-        birth: value of a new connection.
+        birth: value of a new connection: a number, or the name of a birth.
         constraints: per layer name, where growth is allowed.
         importance: gathers the importance of connections; made where a rule needs it and none is given.
         followers: models with the same sparse layers that take the same changes (target networks).
         seed: of the topology's generators, one per layer, on the CPU.
+        sparsity: final sparsity of the whole model, wanted by a method whose sparsity has a course (`course`).
+        **choices: the other fields of `Preset`: `grow_mix`, `drop_temperature`, `redistribute`, `prune`, …
 
     Raises:
         ValueError: for unknown names or values out of range.
@@ -70,29 +81,22 @@ class Sparsifier:
         regrow: Regrow = "no",
         capture_batches: int = 1,
         capture_stride: int = 1,
-        birth: float = 0.0,
+        birth: float | str = 0.0,
         constraints: Mapping[str, Constraint] | None = None,
         importance: PathImportance | None = None,
         followers: Iterable[nn.Module] = (),
         seed: int | None = None,
+        sparsity: float | None = None,
+        **choices: Any,
     ) -> None:
-        if (drop is None) != (grow is None):
-            raise ValueError(
-                f"give both `drop` and `grow`, or neither for a static topology; got {drop!r} and {grow!r}"
-            )
-        if not 0 <= drop_fraction <= 1:
-            raise ValueError(f"`drop_fraction` must be in [0, 1], got {drop_fraction!r}")
-        if not 0 <= stop <= 1:
-            raise ValueError(f"`stop` must be a share of the training steps in [0, 1], got {stop!r}")
-        _check_regrow(regrow, grow)
-        if min(capture_batches, capture_stride) < 1:
-            got = f"{capture_batches} and {capture_stride}"
-            raise ValueError(f"`capture_batches` and `capture_stride` must be at least 1, got {got}")
-        if total_steps is None and (schedule != "constant" or stop < 1):
-            raise ValueError(f"schedule {schedule!r} with `stop` {stop:g} needs `total_steps`, the length of training")
-        if drop is not None:
+        method = Preset(
+            "", drop=drop, grow=grow, drop_fraction=drop_fraction, schedule=schedule, period=period, stop=stop,
+            regrow=regrow, capture_batches=capture_batches, birth=birth, **choices,
+        )  # fmt: skip
+        _check(method, capture_stride, total_steps, sparsity)
+        if method.changes:
             check_elementwise(optimizer)
-        self.optimizer = optimizer
+        self.optimizer, self.choices = optimizer, method
         self.layers = sparse_layers(model)
         self.followers = [_matching_layers(self.layers, follower) for follower in followers]
         self.constraints = dict(constraints or {})
@@ -101,41 +105,36 @@ class Sparsifier:
             raise ValueError(
                 f"`constraints` names no sparse layer with {sorted(unknown)}; known: {', '.join(self.layers)}"
             )
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        absent = [
-            name for name, layer in self.layers.items() if layer.values.requires_grad and id(layer.values) not in held
-        ]
-        if absent:
-            raise ValueError(
-                f"the optimizer does not hold the values of {', '.join(map(repr, absent))}; make it after the layers, "
-                "or call `requires_grad_(False)` on values that are not trained"
-            )
-        self._drop = None if drop is None else DROP_RULES[drop]
-        self._grow = None if grow is None else GROW_RULES[grow]
-        self._names = (drop, grow)
-        self.regrow, self.birth = regrow, birth
+        _check_held(self.layers, optimizer)
+        self.method = _method(method, self.layers)
+        self.birth: float | Birth = BIRTHS[birth] if isinstance(birth, str) else birth
+        rules = [part[1] for part in (self.method.drop, self.method.grow, self.method.prune) if part is not None]
+        births = [self.birth] if isinstance(self.birth, Birth) else []
+        self.needs_capture = any(rule.needs_capture for rule in [*rules, *births]) or method.redistribute == "gradient"
         last = None if total_steps is None else int(stop * total_steps + 1e-9)
-        self.fraction = SCHEDULES[schedule](drop_fraction, last or 0)
+        self._last = last or 0
+        self.fraction = SCHEDULES[schedule](drop_fraction, self._last)
         self.every = Every(period, last)
         self._captured_steps = capture_batches * capture_stride
-        self._capture_batches = capture_batches
         self._generators = generators(seed, *self.layers)
+        self._memory: dict[str, dict[str, Tensor]] = {name: {} for name in self.layers}
+        self._marks: dict[str, dict[str, Tensor]] = {name: {} for name in self.layers}
+        self._activities = activities(model)
+        self._course = _course(method, model, self.layers, sparsity)
         self.steps = 0
         self.changes = 0
         self._pending = False
-        self._gather(importance)
-        self._arm()
-
-    def _gather(self, importance: PathImportance | None) -> None:
-        """Have the optimizer's own steps gather importance, where it was asked for or a rule needs it."""
-        if importance is None and any(rule is not None and rule.needs_importance for rule in (self._drop, self._grow)):
+        if method.warmup:
+            _warm_up(optimizer, method.warmup)
+        if importance is None and any(rule.needs_importance for rule in rules if not isinstance(rule, Birth)):
             importance = PathImportance(self.layers)
         self.importance = importance
         self._attach()
+        self._arm()
 
     def _attach(self) -> None:
         self._hooks: list[RemovableHandle] = []
-        if self.importance is not None:
+        if self.importance is not None or self.choices.step_rule:
             self._hooks = [
                 self.optimizer.register_step_pre_hook(self._before_step),
                 self.optimizer.register_step_post_hook(self._after_step),
@@ -148,6 +147,11 @@ class Sparsifier:
     def _after_step(self, *_: Any) -> None:
         if self.importance is not None:
             self.importance.after_step()
+        if self.choices.step_rule:
+            rule = STEP_RULES[self.choices.step_rule]
+            for name, layer in self.layers.items():
+                with torch.no_grad():
+                    rule(layer.values, self._marks[name], _rate(self.optimizer, layer), self._generators[name])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_hooks": []}
@@ -170,18 +174,10 @@ class Sparsifier:
         preset = PRESETS[name]
         if preset.dense and sparse_layers(model):
             raise ValueError(f"preset {name!r} is the dense baseline, but the model has sparse layers; use 'static'")
-        choices: dict[str, Any] = dict(
-            drop=preset.drop, grow=preset.grow, drop_fraction=preset.drop_fraction, schedule=preset.schedule,
-            period=preset.period, stop=preset.stop, regrow=preset.regrow,
-        )  # fmt: skip
-        if preset.drop is None:
+        choices = {each.name: getattr(preset, each.name) for each in fields(preset) if each.name != "summary"}
+        if not preset.changes:
             choices.update(schedule="constant", stop=1.0)
         return cls(model, optimizer, **{**choices, **overrides})
-
-    @property
-    def needs_capture(self) -> bool:
-        """Whether growth asks for captured inputs and output gradients."""
-        return self._grow is not None and self._grow.needs_capture
 
     def step(self, allowed: bool = True) -> Rewirings:
         """Count one training step and change the topology when that is due.
@@ -192,7 +188,7 @@ class Sparsifier:
             The changes by layer name; empty when nothing was due.
         """
         self.steps += 1
-        if self._grow is None:
+        if not self.choices.changes:
             return {}
         self._pending = self._pending or self.every.due(self.steps)
         rewirings = self.update() if self._pending and allowed else {}
@@ -201,24 +197,39 @@ class Sparsifier:
 
     def update(self) -> Rewirings:
         """Change the topology now: drop, grow, carry values, optimizer state and followers along."""
-        if self._grow is None:
+        if not self.choices.changes:
             return {}
-        fraction = self.fraction(self.steps)
         # All changes are worked out before the first is applied: an error leaves every layer as it was.
-        rewirings = {name: self._rewiring(name, layer, fraction) for name, layer in self.layers.items()}
-        self._pending = False
+        memory = {name: dict(own) for name, own in self._memory.items()}
+        views = {name: self._view(name, layer, memory[name]) for name, layer in self.layers.items()}
+        target = None if self._course is None else self._course(self.way)
+        method = self._warmed()
+        rewirings = method.change(views, self.fraction(self.steps), target)
+        births = {name: self._births(views[name], rewiring) for name, rewiring in rewirings.items()}
+        self._pending, self._memory = False, memory
         for layer in self.layers.values():
             layer.capture = None
         for name, rewiring in rewirings.items():
-            self._apply(name, rewiring)
+            self._apply(name, rewiring, births[name])
         if self.importance is not None:
             self.importance.rewired(rewirings)
-        self.changes += any(rewiring.dropped.numel() for rewiring in rewirings.values())
+        self.changes += any(rewiring.dropped.numel() or rewiring.grown.numel() for rewiring in rewirings.values())
         return rewirings
 
-    def _rewiring(self, name: str, layer: SparseLinear, fraction: float) -> Rewiring:
-        assert self._drop is not None
-        assert self._grow is not None
+    @property
+    def way(self) -> float:
+        """Share of the way to the last change that is covered, in [0, 1]; 0 where training has no known length."""
+        return min(self.steps / self._last, 1.0) if self._last else 0.0
+
+    def _warmed(self) -> Method:
+        """The method with its temperature of this step."""
+        first, last = self.choices.drop_temperature, self.choices.final_drop_temperature
+        if first is None or last is None:
+            return self.method
+        now = Choosing(first + (last - first) * self.way, self.choices.drop_mix)
+        return replace(self.method, dropping=now)
+
+    def _view(self, name: str, layer: SparseLinear, memory: dict[str, Tensor]) -> LayerView:
         constraint = self.constraints.get(name, Constraint())
         blocked = layer.topology.positions
         if constraint.taken is not None:
@@ -226,45 +237,35 @@ class Sparsifier:
         view = LayerView(
             layer.shape, layer.positions.to("cpu", copy=True), layer.strengths.detach().to("cpu", copy=True),
             blocked, self._generators[name], layer.capture, constraint,
-            None if self.importance is None else self.importance.signals(name),
+            None if self.importance is None else self.importance.signals(name), memory=memory,
+            marks={key: mark.cpu() for key, mark in self._marks[name].items()}, progress=self.way,
+            activity=self._activities[name],
         )  # fmt: skip
         if not bool(torch.isfinite(view.values).all()):
             raise FloatingPointError(f"layer {name!r} has values that are not finite: training has diverged")
-        count = int(fraction * view.count + 1e-9)
-        if self.regrow == "no":
-            count = min(count, view.vacant_count)
-        dropped = self._drop.choose(view, count)
-        self._check(self._names[0], dropped, count, view.count)
-        after = view
-        if self.regrow != "no":
-            free = ~among(view.blocked, view.positions[dropped])
-            after = replace(view, blocked=view.blocked[free], dropped=view.positions[dropped])
-            # Constraints may forbid the very positions that were dropped. In place nothing comes that was not there.
-            if after.vacant_count < count and not self._grow.in_place:
-                count = view.vacant_count
-                dropped, after = self._drop.choose(view, count), view
-        grown = self._grow.choose(after, count)
-        self._check(self._names[1], grown, count, layer.shape[0] * layer.shape[1])
-        if bool(among(grown, after.blocked).any()):
-            raise RuntimeError(
-                f"grow rule {self._names[1]!r} chose a position that is taken; it must choose vacant ones"
-            )
-        return Rewiring.of(layer.shape, view.positions, dropped, grown, self.regrow)
+        return view
 
-    @staticmethod
-    def _check(rule: str | None, chosen: Tensor, count: int, limit: int) -> None:
-        fits = chosen.shape == (count,) and bool((chosen.diff() > 0).all())
-        if not fits or (count and not 0 <= int(chosen[0]) <= int(chosen[-1]) < limit):
-            raise RuntimeError(
-                f"rule {rule!r} must return {count} distinct indices in ascending order within [0, {limit})"
-            )
+    def _births(self, view: LayerView, rewiring: Rewiring) -> Tensor | None:
+        """Values of the connections that are new, (k,), in the order of their positions; None for one number."""
+        if not isinstance(self.birth, Birth):
+            return None
+        new = rewiring.after[rewiring.source < 0]
+        if view.values.dim() > 1:
+            raise ValueError("a birth by name needs connections of one weight: `conv_unit='weight'`")
+        values: Tensor = self.birth.choose(view, new)
+        return values
 
-    def _apply(self, name: str, rewiring: Rewiring) -> None:
+    def _apply(self, name: str, rewiring: Rewiring, births: Tensor | None) -> None:
         layer = self.layers[name]
-        layer.rewire(rewiring, self.birth)
+        followers = [follower[name] for follower in self.followers]
+        for each in (layer, *followers):
+            each.rewire(rewiring, 0.0 if isinstance(self.birth, Birth) else self.birth)
+            if births is not None and births.numel():
+                new = (rewiring.source < 0).nonzero().squeeze(1).to(each.values.device)
+                with torch.no_grad():
+                    each.values[new] = births.to(each.values)
         carry_state(self.optimizer, layer.values, rewiring)
-        for follower in self.followers:
-            follower[name].rewire(rewiring, self.birth)
+        self._marks[name] = {key: rewiring.carry(mark) for key, mark in self._marks[name].items()}
 
     def freeze(self, name: str, positions: Tensor | None = None, biases: Tensor | None = None) -> None:
         """Freeze connections (flat positions; None: all movable) and biases of one layer, optimizer state following."""
@@ -272,6 +273,7 @@ class Sparsifier:
         movable_biases = 0 if layer.bias is None else layer.bias.numel()
         rewiring, kept = layer.freeze(positions, biases)
         carry_state(self.optimizer, layer.values, rewiring)
+        self._marks[name] = {key: rewiring.carry(mark) for key, mark in self._marks[name].items()}
         if self.importance is not None:
             self.importance.frozen(name, rewiring)
         if layer.bias is not None and kept.numel() < movable_biases:
@@ -292,7 +294,7 @@ class Sparsifier:
         near = self._pending or (following is not None and following - self.steps <= self._captured_steps)
         for layer in self.layers.values():
             if near and layer.capture is None:
-                layer.capture = Capture(self._capture_batches)
+                layer.capture = Capture(self.choices.capture_batches)
             if layer.capture is not None:
                 layer.capture.batch = self.steps
 
@@ -319,7 +321,10 @@ class Sparsifier:
                 name: layer.capture.state() for name, layer in self.layers.items() if layer.capture is not None
             },
             "importance": None if self.importance is None else self.importance.state_dict(),
-        }  # fmt: skip
+            "memory": {name: dict(own) for name, own in self._memory.items()},
+            "marks": {name: dict(own) for name, own in self._marks.items()},
+            "course": None if self._course is None else self._course.start,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` gave."""
@@ -331,8 +336,13 @@ class Sparsifier:
         self.steps, self.changes, self._pending = state["steps"], state["changes"], state["pending"]
         if self.importance is not None and state.get("importance") is not None:
             self.importance.load_state_dict(state["importance"])
+        if self._course is not None and state.get("course") is not None:
+            self._course.start = state["course"]
         for name, layer in self.layers.items():
             self._generators[name].set_state(state["generators"][name])
+            self._memory[name] = dict(state.get("memory", {}).get(name, {}))
+            marks = state.get("marks", {}).get(name, {})
+            self._marks[name] = {key: mark.to(layer.values.device) for key, mark in marks.items()}
             layer.capture = None
         self._arm()
         for name, pairs in state["captures"].items():
@@ -342,11 +352,107 @@ class Sparsifier:
                 capture.load([(batch, inputs.to(device), given.to(device)) for batch, inputs, given in pairs])
 
 
-def _check_regrow(regrow: Regrow, grow: str | None) -> None:
-    if regrow not in ("no", "kept", "fresh"):
-        raise ValueError(f"`regrow` must be 'no', 'kept' or 'fresh', got {regrow!r}")
-    if grow is not None and GROW_RULES[grow].in_place and regrow != "fresh":
-        raise ValueError(f"grow rule {grow!r} grows what was dropped, anew; give `regrow='fresh'`, got {regrow!r}")
+def _check(method: Preset, capture_stride: int, total_steps: int | None, sparsity: float | None) -> None:
+    """Raise a `ValueError` for choices that cannot be."""
+    plans = method.drop is not None and DROP_RULES[method.drop].plans
+    if (method.drop is None) != (method.grow is None) and not plans:
+        raise ValueError(
+            f"give both `drop` and `grow`, or neither for a static topology; got {method.drop!r} and {method.grow!r}"
+        )
+    if not 0 <= method.drop_fraction <= 1:
+        raise ValueError(f"`drop_fraction` must be in [0, 1], got {method.drop_fraction!r}")
+    if not 0 <= method.stop <= 1:
+        raise ValueError(f"`stop` must be a share of the training steps in [0, 1], got {method.stop!r}")
+    if method.regrow not in ("no", "kept", "fresh"):
+        raise ValueError(f"`regrow` must be 'no', 'kept' or 'fresh', got {method.regrow!r}")
+    if method.grow is not None and GROW_RULES[method.grow].in_place and method.regrow != "fresh":
+        raise ValueError(
+            f"grow rule {method.grow!r} grows what was dropped, anew; give `regrow='fresh'`, got {method.regrow!r}"
+        )
+    if min(method.capture_batches, capture_stride) < 1:
+        got = f"{method.capture_batches} and {capture_stride}"
+        raise ValueError(f"`capture_batches` and `capture_stride` must be at least 1, got {got}")
+    if (method.prune is None) != (method.course is None):
+        raise ValueError(f"give both `prune` and `course`, or neither; got {method.prune!r} and {method.course!r}")
+    if method.course is not None:
+        COURSES[method.course]
+        if sparsity is None:
+            raise ValueError(f"course {method.course!r} of the sparsity needs `sparsity`, that of the whole model at the end")
+    if total_steps is None and (method.schedule != "constant" or method.stop < 1 or method.course is not None):
+        raise ValueError(
+            f"schedule {method.schedule!r} with `stop` {method.stop:g} needs `total_steps`, the length of training"
+        )
+    if method.redistribute:
+        REDISTRIBUTIONS[method.redistribute]
+    if method.step_rule:
+        STEP_RULES[method.step_rule]
+
+
+def _method(choices: Preset, layers: Mapping[str, SparseLinear]) -> Method:
+    """The rules of a change, with their options."""
+
+    def named(name: str | None, registry: Any) -> Any:
+        return None if name is None else (name.partition(":")[0], choices.rule(name, registry))
+
+    return Method(
+        named(choices.drop, DROP_RULES), named(choices.grow, GROW_RULES), named(choices.prune, DROP_RULES),
+        choices.regrow, choices.redistribute, chain_of(layers) if choices.chains else None,
+        Choosing(choices.drop_temperature, choices.drop_mix), Choosing(choices.grow_temperature, choices.grow_mix),
+    )  # fmt: skip
+
+
+class _Course:
+    """Movable connections that a method wants after each share of the way."""
+
+    def __init__(self, choices: Preset, budget: Budget, start: float, final: float) -> None:
+        assert choices.course is not None
+        assert choices.prune is not None
+        self._course, self._budget, self._final = COURSES[choices.course], budget, final
+        self._whole = DROP_RULES[choices.prune].network
+        self.start = start
+
+    def __call__(self, way: float) -> int | dict[str, int]:
+        wanted = self._course(way, self.start, self._final)
+        return self._budget.total(wanted) if self._whole else self._budget.of_layers(wanted)
+
+
+def _course(
+    choices: Preset, model: nn.Module, layers: Mapping[str, SparseLinear], sparsity: float | None
+) -> _Course | None:
+    if choices.course is None or not layers:
+        return None
+    assert sparsity is not None
+    counts = layer_counts(model)
+    dense = [(count.cells,) for name, count in counts.items() if name not in layers]
+    cells = sum(count.cells for count in counts.values())
+    start = 1 - sum(count.nnz for count in counts.values()) / cells
+    return _Course(choices, Budget(dict(layers), dense, choices.distribution), start, sparsity)
+
+
+def _check_held(layers: Mapping[str, SparseLinear], optimizer: Optimizer) -> None:
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    absent = [name for name, layer in layers.items() if layer.values.requires_grad and id(layer.values) not in held]
+    if absent:
+        raise ValueError(
+            f"the optimizer does not hold the values of {', '.join(map(repr, absent))}; make it after the layers, "
+            "or call `requires_grad_(False)` on values that are not trained"
+        )
+
+
+def _warm_up(optimizer: Optimizer, steps: int) -> None:
+    if not isinstance(optimizer, Adam):
+        raise TypeError(
+            f"a warm-up of new connections needs `sparse_core.Adam`, which knows their age, got "
+            f"{type(optimizer).__name__}; take that, or give `warmup=0`"
+        )
+    for group in optimizer.param_groups:
+        group["warmup"] = steps
+
+
+def _rate(optimizer: Optimizer, layer: SparseLinear) -> float:
+    """The learning rate of a layer's values."""
+    groups = optimizer.param_groups
+    return float(next(group["lr"] for group in groups if any(layer.values is each for each in group["params"])))
 
 
 def _matching_layers(layers: Mapping[str, SparseLinear], follower: nn.Module) -> dict[str, SparseLinear]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from sparse_core.draws import sample_outside
+from sparse_core.choosing import Choosing, lowest
+from sparse_core.draws import among, largest, sample_outside
 from sparse_core.importance import Signals
 from sparse_core.signals import Capture, streamed_largest
 
@@ -40,6 +41,11 @@ class LayerView:
     constraint: Constraint = Constraint()
     signals: Signals | None = None
     dropped: Tensor | None = None  # flat positions, ascending, that this change has dropped; None while it chooses them
+    choosing: Choosing = Choosing()
+    memory: dict[str, Tensor] = field(default_factory=dict)  # a rule's own state for this layer, kept and saved
+    marks: dict[str, Tensor] = field(default_factory=dict)  # a rule's own state for each connection, (n,)
+    progress: float = 0.0  # share of the way to the last change, in [0, 1]
+    activity: Callable[[Tensor], Tensor] | None = None  # inputs as captured -> the neurons' activations (B, out, …)
 
     @property
     def importance(self) -> Signals:
@@ -55,6 +61,27 @@ class LayerView:
     def count(self) -> int:
         """Number of movable connections."""
         return self.positions.numel()
+
+    @property
+    def remaining(self) -> Tensor:
+        """Flat positions of the movable connections that this change has not dropped, ascending."""
+        return self.positions if self.dropped is None else self.positions[~among(self.positions, self.dropped)]
+
+    def without(self, indices: Tensor) -> LayerView:
+        """The same with fewer movable connections; the places of those that go stay taken."""
+        if not indices.numel():
+            return self
+        kept = torch.ones(self.count, dtype=torch.bool)
+        kept[indices] = False
+        signals = None
+        if self.signals is not None:
+            signals = replace(self.signals, connections=self.signals.connections[kept])
+        marks = {name: mark[kept] for name, mark in self.marks.items()}
+        return replace(self, positions=self.positions[kept], values=self.values[kept], signals=signals, marks=marks)
+
+    def freed(self, indices: Tensor) -> LayerView:
+        """The same with the places of these connections vacant, though they are still shown."""
+        return replace(self, blocked=self.blocked[~among(self.blocked, self.positions[indices])])
 
     @property
     def vacant_count(self) -> int:
@@ -81,10 +108,36 @@ class LayerView:
         row = torch.searchsorted(self._outputs, row[inside])
         return row * self._inputs.numel() + torch.searchsorted(self._inputs, column[inside])
 
-    def sample_vacant(self, count: int) -> Tensor:
-        """`count` positions drawn uniformly from those where growth is allowed, ascending; O(count log n)."""
+    @property
+    def seen(self) -> Capture:
+        """The captured batches; a `RuntimeError` where there are none."""
+        if self.capture is None or not len(self.capture):
+            raise RuntimeError(
+                "gradient growth needs captured inputs and output gradients, but none came: run the model forward and "
+                "backward between two topology changes, with capture not paused"
+            )
+        return self.capture
+
+    def own_gradients(self) -> Tensor:
+        """Gradients of the movable connections over the captured batches, (n,): of kernels, the L2 norm."""
+        return self.seen.gradient_at(self.positions, self.shape[1])
+
+    def least(self, scores: Tensor, count: int) -> Tensor:
+        """Indices of `count` connections to drop, ascending, those with low scores (n,) first; see `choosing`."""
+        return lowest(scores, count, self.choosing, self.generator)
+
+    def sample_vacant(self, count: int, besides: Tensor | None = None) -> Tensor:
+        """`count` positions drawn uniformly from those where growth is allowed, ascending; O(count log n).
+
+        None of those is in `besides` (vacant positions, ascending).
+        """
         width = self._inputs.numel()
-        ranks = sample_outside(self._outputs.numel() * width, count, self._blocked_ranks, self.generator)
+        taken = self._blocked_ranks
+        if besides is not None and besides.numel():
+            row = torch.searchsorted(self._outputs, besides // self.shape[1])
+            column = torch.searchsorted(self._inputs, besides % self.shape[1])
+            taken = torch.cat([taken, row * width + column]).sort().values
+        ranks = sample_outside(self._outputs.numel() * width, count, taken, self.generator)
         return self._outputs[ranks // width] * self.shape[1] + self._inputs[ranks % width]
 
     def strongest_gradients(self, count: int) -> Tensor:
@@ -92,14 +145,17 @@ class LayerView:
 
         Exact, streamed from the captured batches in row blocks: the dense gradient never exists as a whole.
         """
-        capture = self.capture
-        if capture is None or not len(capture):
-            raise RuntimeError(
-                "gradient growth needs captured inputs and output gradients, but none came: run the model forward and "
-                "backward between two topology changes, with capture not paused"
-            )
-        shown = capture if self.constraint.outputs is None else capture.of_outputs(self._outputs)
-        return self._largest(count, lambda start, stop: shown.gradient_rows(start, stop).abs())
+        shown = self.of_allowed(self.seen)
+        return self.strongest(count, lambda start, stop: shown.gradient_rows(start, stop).abs())
+
+    def of_allowed(self, capture: Capture) -> Capture:
+        """A capture of this layer's outputs, of those only where growth is allowed."""
+        return capture if self.constraint.outputs is None else capture.of_outputs(self._outputs)
+
+    @property
+    def allowed_outputs(self) -> Tensor:
+        """Outputs where growth is allowed, ascending: the rows that `strongest` asks for."""
+        return self._outputs
 
     def most_important_pairs(self, count: int) -> Tensor:
         """The `count` positions with the largest importance of output × input where growth is allowed, ascending.
@@ -108,20 +164,44 @@ class LayerView:
         """
         signals = self.importance
         outputs = signals.outputs[self._outputs]
-        return self._largest(count, lambda start, stop: outputs[start:stop, None] * signals.inputs)
+        return self.strongest(count, lambda start, stop: outputs[start:stop, None] * signals.inputs)
 
-    def _largest(self, count: int, rows: Callable[[int, int], Tensor]) -> Tensor:
-        """Positions of the largest scores where growth is allowed; `rows` gives those of the allowed outputs."""
+    def strongest(self, count: int, rows: Callable[[int, int], Tensor]) -> Tensor:
+        """The `count` positions with the largest scores where growth is allowed, ascending; see `choosing`.
+
+        Args:
+            count: how many.
+            rows: (start, stop) -> scores (stop-start, in_features) of those of the allowed outputs; at least 0 where a
+                temperature is set. They are asked for block by block, in order, and never held together.
+        """
+        scored = self.choosing.scored(count)
+        best = self._best(scored, rows)
+        return best if scored == count else torch.cat([best, self.sample_vacant(count - scored, best)]).sort().values
+
+    def strongest_of(self, count: int, candidates: Tensor, scores: Tensor) -> Tensor:
+        """As `strongest`, of some vacant positions (ascending) with their scores; random others where they are too few."""
+        scored = min(self.choosing.scored(count), candidates.numel())
+        best = candidates[largest(self.choosing.keys(scores, self.generator), scored)]
+        return best if scored == count else torch.cat([best, self.sample_vacant(count - scored, best)]).sort().values
+
+    def is_vacant(self, positions: Tensor) -> Tensor:
+        """Whether a connection may grow there."""
+        allowed = torch.isin(positions // self.shape[1], self._outputs) & torch.isin(
+            positions % self.shape[1], self._inputs
+        )
+        return allowed & ~among(positions, self.blocked)
+
+    def _best(self, count: int, rows: Callable[[int, int], Tensor]) -> Tensor:
         width, shut = self.shape[1], _complement(self._inputs, self.shape[1])
         row = self.blocked // width
         inside = torch.isin(row, self._outputs)
         blocked = torch.searchsorted(self._outputs, row[inside]) * width + self.blocked[inside] % width
 
         def open_rows(start: int, stop: int) -> Tensor:
-            scores = rows(start, stop)
-            return scores.index_fill(1, shut.to(scores.device), -torch.inf) if len(shut) else scores
+            keys = self.choosing.keys(rows(start, stop), self.generator)
+            return keys.index_fill(1, shut.to(keys.device), -torch.inf) if len(shut) else keys
 
-        found = streamed_largest((self._outputs.numel(), width), count, blocked, open_rows)
+        found = streamed_largest((self._outputs.numel(), width), count, blocked, open_rows, signed=True)
         return self._outputs[found // width] * width + found % width
 
 

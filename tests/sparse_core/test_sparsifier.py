@@ -36,7 +36,7 @@ OPTIMIZERS: dict[str, Callable[[Iterable[Tensor]], Optimizer]] = {
     "ours": lambda p: Adam(p, lr=0.01, weight_decay=0.1),
     "ours decoupled": lambda p: Adam(p, lr=0.01, weight_decay=0.1, decoupled=True),
 }
-MOVING = [name for name, preset in PRESETS.items() if preset.drop]
+MOVING = [name for name, preset in PRESETS.items() if preset.changes]
 SEARCHING = [name for name in MOVING if PRESETS[name].searches]
 
 

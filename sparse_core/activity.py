@@ -1,0 +1,68 @@
+"""Which layer feeds which, and what neurons answer: read off a model's modules, for rules that look at activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import activation
+
+from sparse_core.layers import SparseLinear
+
+_WEIGHTED = (SparseLinear, nn.Linear, nn.modules.conv._ConvNd)
+_SHAPING = (nn.LayerNorm, nn.modules.batchnorm._NormBase)
+
+
+def chain_of(layers: Mapping[str, SparseLinear]) -> dict[str, str]:
+    """For a layer, the one before it in the same module whose outputs are its inputs, told by the order and the sizes.
+
+    An output may feed several consecutive inputs: a channel the taps of a kernel, or the pixels of a flattened map.
+    """
+    found = {}
+    names = list(layers)
+    for above, below in zip(names, names[1:], strict=False):
+        together = above.rpartition(".")[0] == below.rpartition(".")[0]
+        if together and layers[below].shape[1] % layers[above].shape[0] == 0:
+            found[below] = above
+    return found
+
+
+def activities(model: nn.Module) -> dict[str, Callable[[Tensor], Tensor]]:
+    """For each sparse layer, inputs (B, …) -> its neurons' activations (B, out, …) with the weights as they are.
+
+    What follows a layer is told by the order of modules: normalisations and activations up to the next layer with
+    weights. Where none is a module (a model that calls `F.relu`), hidden neurons are taken through ReLU, the last
+    layer's are linear.
+    """
+    modules = [(name, module) for name, module in model.named_modules() if not list(module.children())]
+    last = max((index for index, (_, module) in enumerate(modules) if isinstance(module, _WEIGHTED)), default=-1)
+    found = {}
+    for index, (name, module) in enumerate(modules):
+        if not isinstance(module, SparseLinear):
+            continue
+        following = []
+        for _, other in modules[index + 1 :]:
+            if isinstance(other, _WEIGHTED):
+                break
+            if type(other).__module__ == activation.__name__ or isinstance(other, _SHAPING):
+                following.append(other)
+        if not following and index != last:
+            following = [nn.ReLU()]
+        found[name] = partial(_answer, module, following)
+    return found
+
+
+@torch.no_grad()
+def _answer(layer: SparseLinear, following: list[nn.Module], inputs: Tensor) -> Tensor:
+    capture, layer.capture = layer.capture, None
+    try:
+        outputs: Tensor = layer(inputs)
+        for module in following:
+            training = module.training
+            outputs = module.eval()(outputs)
+            module.train(training)
+    finally:
+        layer.capture = capture
+    return outputs

@@ -1,0 +1,91 @@
+"""SRigL: constant fan-in, and neurons that are given up (Lasby et al., ICLR 2024, arXiv:2305.02299)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparse_core.draws import among, largest
+from sparse_core.drop import drop_rule
+from sparse_core.presets import PRESETS, Preset
+from sparse_core.view import LayerView
+
+
+@drop_rule("constant-fan-in", needs_capture=True, plans=True)
+def constant_fan_in(view: LayerView, count: int, *, ablate_below: float = 0.3) -> tuple[Tensor, Tensor]:
+    """Keep the strongest, and give every neuron the same number of connections, by gradient; poor neurons are given up.
+
+    Salient are the layer's strongest n - count connections and the `count` places with the largest |gradient|. A neuron
+    with fewer than `ablate_below` · fan-in salient ones loses all its connections; the others share the layer's n out,
+    the first n mod neurons getting one more. Of each neuron's own kept connections the strongest stay, and the places
+    with the largest |gradient| come, until it has its share.
+    """
+    kept = torch.ones(view.count, dtype=torch.bool)
+    kept[view.least(view.values.abs(), count)] = False
+    steepest = view.freed((~kept).nonzero().squeeze(1)).strongest_gradients(count)
+    width, neurons = view.shape[1], view.allowed_outputs
+    rows = view.positions // width
+    salient = torch.bincount(rows[kept], minlength=view.shape[0]) + torch.bincount(steepest // width, minlength=view.shape[0])
+    present = torch.bincount(rows, minlength=view.shape[0])
+    active = neurons[present[neurons] + salient[neurons] > 0]
+    fan_in = view.count / max(active.numel(), 1)
+    good = neurons[salient[neurons] >= max(ablate_below * fan_in, 1)]
+    if not good.numel():
+        good = neurons[largest(salient[neurons], 1)]
+    good = _with_room(view, good, neurons, salient)
+    dropped, grown = [], []
+    shares = _shares(view.count, good, salient)
+    for neuron, share in zip(good.tolist(), shares, strict=True):
+        own = ((rows == neuron) & kept).nonzero().squeeze(1)
+        stay = own[largest(view.values[own].abs(), min(share, own.numel()))]
+        grown.append(_steepest_of(view, neuron, stay, share - stay.numel()))
+        keep_row = torch.zeros_like(kept)
+        keep_row[stay] = True
+        dropped.append(((rows == neuron) & ~keep_row).nonzero().squeeze(1))
+    gone = ~torch.isin(rows, good)
+    all_dropped = torch.cat([*dropped, gone.nonzero().squeeze(1)]).sort().values
+    all_grown = torch.cat(grown).sort().values
+    return _settled(view, all_dropped, all_grown)
+
+
+def _with_room(view: LayerView, good: Tensor, neurons: Tensor, salient: Tensor) -> Tensor:
+    """`good`, and as many of the best others as the layer's connections need to find a place."""
+    room = view.shape[1]
+    while good.numel() * room < view.count and good.numel() < neurons.numel():
+        others = neurons[~among(neurons, good)]
+        good = torch.cat([good, others[largest(salient[others], 1)]]).sort().values
+    return good
+
+
+def _shares(total: int, good: Tensor, salient: Tensor) -> list[int]:
+    """`total` in equal parts; the odd ones go to the neurons with most salient connections."""
+    each, odd = divmod(total, good.numel())
+    more = set(largest(salient[good], odd).tolist())
+    return [each + (index in more) for index in range(good.numel())]
+
+
+def _steepest_of(view: LayerView, neuron: int, stay: Tensor, count: int) -> Tensor:
+    """Positions with the largest |gradient| in one neuron's row, besides those that stay and what is not ours."""
+    width = view.shape[1]
+    scores = view.seen.gradient_rows(neuron, neuron + 1)[0].abs().cpu()
+    ours = torch.isin(view.blocked, view.positions)
+    shut = torch.cat([view.positions[stay], view.blocked[~ours]])
+    inside = shut[(shut // width) == neuron] % width
+    scores[inside] = -torch.inf
+    return largest(scores, count) + neuron * width
+
+
+def _settled(view: LayerView, dropped: Tensor, grown: Tensor) -> tuple[Tensor, Tensor]:
+    """The same change without what goes and comes in one: it stays as it is."""
+    both = among(grown, view.positions[dropped].sort().values)
+    back = torch.isin(view.positions[dropped], grown[both])
+    return dropped[~back], grown[~both]
+
+
+PRESETS.add(
+    "srigl",
+    Preset(
+        "as rigl, every neuron with the same number of connections, poor neurons given up (SRigL, arXiv:2305.02299)",
+        drop="constant-fan-in", drop_fraction=0.3, schedule="cosine", stop=0.75,
+    ),
+)  # fmt: skip
