@@ -139,33 +139,46 @@ class Method:
             }
         if self.chains:
             dropped = _without_dead_ends(views, dropped, self.chains)
-        after = {layer: self._after(view, dropped[layer]) for layer, view in views.items()}
-        lost = [dropped[layer].numel() for layer in views]
-        room = [view.vacant_count for view in after.values()]
-        if self.redistribute:
-            weights = REDISTRIBUTIONS[self.redistribute](after)
-            wanted = apportion([weights[layer] for layer in views], room, sum(lost))
-            spare = sum(lost) - sum(wanted)
-        else:
-            wanted = [min(*pair) for pair in zip(lost, room, strict=True)]
-            spare = 0
-        for index, layer in enumerate(views):
-            stays = spare if self.redistribute else lost[index] - wanted[index]
-            if stays > 0:  # there is no room for as many: the strongest of what was to go stay
-                back = min(stays, dropped[layer].numel())
-                spare -= back if self.redistribute else 0
-                strongest = largest(views[layer].values[dropped[layer]].abs(), back)
-                goes = torch.ones(dropped[layer].numel(), dtype=torch.bool)
-                goes[strongest] = False
-                dropped[layer] = dropped[layer][goes]
+        after, wanted = self._share_out(views, dropped)
         chosen = {}
-        for index, layer in enumerate(views):
-            view = replace(self._after(views[layer], dropped[layer]), choosing=self.growing)
-            count = min(wanted[index], view.vacant_count)
-            grown = grow.choose(view, count)
-            _check_grown(grow_name, grown, count, view)
+        for layer, view in after.items():
+            view = replace(view, choosing=self.growing)
+            grown = grow.choose(view, wanted[layer])
+            _check_grown(grow_name, grown, wanted[layer], view)
             chosen[layer] = dropped[layer], grown
         return chosen
+
+    def _share_out(self, views: Views, dropped: dict[str, Tensor]) -> tuple[dict[str, LayerView], dict[str, int]]:
+        """Layers after the drop, and how many connections each grows; where there is no room, `dropped` gets smaller."""
+        after = {layer: self._after(view, dropped[layer]) for layer, view in views.items()}
+        if self.redistribute:
+            lost, room = (sum(each) for each in zip(*_lost_and_room(after, dropped), strict=True))
+            if room < lost:
+                # Constraints forbid the very places that became free. The strongest of what was to go stay.
+                fits = [view.vacant_count for view in views.values()]
+                sizes = [float(indices.numel()) for indices in dropped.values()]
+                limits = apportion(sizes, [indices.numel() for indices in dropped.values()], sum(fits))
+                after = self._trim(views, dropped, dict(zip(views, limits, strict=True)))
+            weights = REDISTRIBUTIONS[self.redistribute](after)
+            lost = sum(indices.numel() for indices in dropped.values())
+            counts = apportion([weights[layer] for layer in views], [v.vacant_count for v in after.values()], lost)
+            return after, dict(zip(views, counts, strict=True))
+        short = {
+            layer: views[layer].vacant_count
+            for layer, (lost, room) in zip(views, _lost_and_room(after, dropped), strict=True)
+            if room < lost
+        }
+        after |= self._trim(views, dropped, short)
+        return after, {layer: indices.numel() for layer, indices in dropped.items()}
+
+    def _trim(self, views: Views, dropped: dict[str, Tensor], limits: Mapping[str, int]) -> dict[str, LayerView]:
+        """Let no more go than these, the weakest; their places stay taken."""
+        after = {}
+        for layer, limit in limits.items():
+            indices = dropped[layer]
+            dropped[layer] = indices[largest(-views[layer].values[indices].abs(), min(limit, indices.numel()))]
+            after[layer] = replace(views[layer], dropped=views[layer].positions[dropped[layer]])
+        return after
 
     def _after(self, view: LayerView, dropped: Tensor) -> LayerView:
         """A layer without what was dropped; its places are vacant where it may grow again."""
@@ -184,6 +197,10 @@ class Method:
         more = self.grow[1].choose(after, count)
         _check_grown(self.grow[0], more, count, after)
         return more
+
+
+def _lost_and_room(after: Views, dropped: Mapping[str, Tensor]) -> list[tuple[int, int]]:
+    return [(dropped[layer].numel(), view.vacant_count) for layer, view in after.items()]
 
 
 def _missing(views: Views, target: Mapping[str, int] | int | None) -> dict[str, int]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from sparse_core.distributions import Distribution, allocate
 from sparse_core.layers import SparseLinear
+from sparse_core.presets import PRESETS
 from sparse_core.topology import Topology
 
 
@@ -20,7 +21,8 @@ class SparseMLP(nn.Sequential):
     Args:
         sizes: features from input to output, e.g. [17, 256, 256, 6].
         sparsity: 1 - connections / Σ in × out over all layers, dense ones included, biases not.
-        distribution: how the connections are shared out (see `allocate`).
+        topology: the method that will move its connections; see `sparsify`.
+        distribution: how the connections are shared out (see `allocate`); the method's own by default.
         dense: layers kept dense: `"input"`, `"output"` or indices.
         activation: between layers.
         output_activation: after the last one, if any.
@@ -36,7 +38,8 @@ class SparseMLP(nn.Sequential):
         sizes: Sequence[int],
         *,
         sparsity: float,
-        distribution: str | Distribution = "erk",
+        topology: str = "static",
+        distribution: str | Distribution | None = None,
         dense: str | Sequence[str | int] = "output",
         activation: Callable[[], nn.Module] = nn.ReLU,
         output_activation: Callable[[], nn.Module] | None = None,
@@ -53,16 +56,21 @@ class SparseMLP(nn.Sequential):
         kept = (
             dense_indices(dense, [str(index) for index in range(len(shapes))]) if sparsity else set(range(len(shapes)))
         )
+        method = PRESETS[topology]
+        distribution = method.distribution if distribution is None else distribution
         counts = allocate(shapes, sparsity, distribution, kept)
+        falls = bool(sparsity) and method.prune is not None
+        if falls:
+            counts = allocate(shapes, method.starting(sparsity), distribution, kept)
         modules: list[nn.Module] = []
         for index, ((fan_out, fan_in), count) in enumerate(zip(shapes, counts, strict=True)):
-            if count == fan_in * fan_out:
+            if count == fan_in * fan_out and (index in kept or not falls):
                 modules.append(_dense_linear(fan_in, fan_out, generator, device, dtype))
             else:
-                topology = Topology.random((fan_out, fan_in), count, generator)
+                connections = Topology.random((fan_out, fan_in), count, generator)
                 modules.append(
                     SparseLinear(
-                        fan_in, fan_out, topology=topology, init=init, generator=generator, backend=backend,
+                        fan_in, fan_out, topology=connections, init=init, generator=generator, backend=backend,
                         device=device, dtype=dtype,
                     )
                 )  # fmt: skip

@@ -112,9 +112,9 @@ class Sparsifier:
         births = [self.birth] if isinstance(self.birth, Birth) else []
         self.needs_capture = any(rule.needs_capture for rule in [*rules, *births]) or method.redistribute == "gradient"
         last = None if total_steps is None else int(stop * total_steps + 1e-9)
-        self._last = last or 0
-        self.fraction = SCHEDULES[schedule](drop_fraction, self._last)
+        self.fraction = SCHEDULES[schedule](drop_fraction, last or 0)
         self.every = Every(period, last)
+        self._last_change = 0 if last is None else last // period * period
         self._captured_steps = capture_batches * capture_stride
         self._generators = generators(seed, *self.layers)
         self._memory: dict[str, dict[str, Tensor]] = {name: {} for name in self.layers}
@@ -219,7 +219,7 @@ class Sparsifier:
     @property
     def way(self) -> float:
         """Share of the way to the last change that is covered, in [0, 1]; 0 where training has no known length."""
-        return min(self.steps / self._last, 1.0) if self._last else 0.0
+        return min(self.steps / self._last_change, 1.0) if self._last_change else 0.0
 
     def _warmed(self) -> Method:
         """The method with its temperature of this step."""

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from sparse_core.conv import SparseConv2d, Unit, reason_against
-from sparse_core.distributions import Distribution, allocate
+from sparse_core.distributions import Distribution, allocate, check_sparsity
 from sparse_core.layers import SparseLinear, sparse_layers
 from sparse_core.mlp import dense_indices
+from sparse_core.presets import PRESETS
 from sparse_core.topology import Topology
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ def sparsify(
     model: nn.Module,
     sparsity: float,
     *,
-    distribution: str | Distribution = "erk",
+    topology: str = "static",
+    distribution: str | Distribution | None = None,
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
     dense: str | Sequence[str | int] = "output",
@@ -65,7 +67,9 @@ def sparsify(
         model: any module; a plain `nn.Linear` or `nn.Conv2d` is returned as a sparse layer.
         sparsity: 1 - weights / cells over all weight matrices of the model (parameters with two or
             more axes), dense ones included; 0 leaves the model as it is.
-        distribution: see `allocate`.
+        topology: the method that will move its connections, a name from `PRESETS`. One that comes down to `sparsity` along
+            training (GMP, GraNet) starts with its own, and then every layer that may be sparse becomes so, full ones, too.
+        distribution: see `allocate`; the method's own by default, which is ERK for most.
         include: globs over layer names that may become sparse.
         exclude: globs over layer names that stay dense.
         dense: further layers kept dense: `"input"`, `"output"` (first and last of these layers), globs, indices.
@@ -84,10 +88,11 @@ def sparsify(
         ValueError: for a sparsity that cannot be met, globs that name nothing, or topologies that do not fit.
     """
     chosen = plan(
-        model, sparsity, distribution=distribution, include=include, exclude=exclude, dense=dense, conv_unit=conv_unit
-    )
+        model, sparsity, topology=topology, distribution=distribution, include=include, exclude=exclude, dense=dense,
+        conv_unit=conv_unit,
+    )  # fmt: skip
     generator = torch.default_generator if generator is None else generator
-    wanted = _wanted(model, chosen)
+    wanted = _wanted(model, chosen, full=sparsity > 0 and PRESETS[topology].prune is not None)
     if topologies is not None:
         _check_topologies(topologies, wanted)
     for name, reason in chosen.skipped.items():
@@ -95,8 +100,8 @@ def sparsify(
     for name, (shape, count) in wanted.items():
         dense_layer = model.get_submodule(name)
         assert isinstance(dense_layer, nn.Linear | nn.Conv2d)
-        topology = Topology.random(shape, count, generator) if topologies is None else topologies[name]
-        layer = _sparse(dense_layer, topology, conv_unit, init, backend)
+        connections = Topology.random(shape, count, generator) if topologies is None else topologies[name]
+        layer = _sparse(dense_layer, connections, conv_unit, init, backend)
         if not name:
             return layer
         parent = model.get_submodule(name.rpartition(".")[0])
@@ -110,14 +115,14 @@ def sparsify(
     return model
 
 
-def _wanted(model: nn.Module, chosen: Plan) -> dict[str, tuple[tuple[int, int], int]]:
-    """Shape and number of connections of every layer that becomes sparse; a full one stays as it is."""
+def _wanted(model: nn.Module, chosen: Plan, full: bool) -> dict[str, tuple[tuple[int, int], int]]:
+    """Shape and number of connections of every layer that becomes sparse; a full one stays as it is unless `full`."""
     wanted = {}
     for name, count in chosen.counts.items():
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Linear | nn.Conv2d)
         each, (outputs, cells) = chosen.kernels.get(name, 1), (layer.weight.shape[0], layer.weight.numel())
-        if count != cells:
+        if full or count != cells:
             wanted[name] = (outputs, cells // (outputs * each)), count // each
     return wanted
 
@@ -145,13 +150,16 @@ def plan(
     model: nn.Module,
     sparsity: float,
     *,
-    distribution: str | Distribution = "erk",
+    topology: str = "static",
+    distribution: str | Distribution | None = None,
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
     dense: str | Sequence[str | int] = "output",
     conv_unit: Unit = "weight",
 ) -> Plan:
     """What `sparsify` would do with these arguments, without doing it."""
+    method = PRESETS[topology]
+    distribution = method.distribution if distribution is None else distribution
     included, excluded = ([globs] if isinstance(globs, str) else list(globs) for globs in (include, exclude))
     already = sparse_layers(model)
     if already and sparsity:
@@ -179,7 +187,10 @@ def plan(
     others = [tuple(p.shape) for p in model.parameters() if p.dim() >= 2 and id(p) not in own]
     if not shapes and sparsity:
         raise ValueError(f"no layer of this model can be made sparse:\n{Plan({}, skipped)}")
-    counts = allocate([*shapes, *others], sparsity, distribution, range(len(shapes), len(shapes) + len(others)))
+    fixed = range(len(shapes), len(shapes) + len(others))
+    counts = allocate([*shapes, *others], sparsity, distribution, fixed)
+    if sparsity and method.prune is not None:  # the final sparsity can be met, so one on the way there can
+        counts = allocate([*shapes, *others], method.starting(check_sparsity(sparsity)), distribution, fixed)
     kernels = _kernel_sizes(dict(zip(chosen, shapes, strict=True)), conv_unit)
     if kernels:
         cells, each = [math.prod(shape) for shape in shapes], [kernels.get(name, 1) for name in chosen]

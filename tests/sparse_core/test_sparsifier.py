@@ -55,11 +55,12 @@ def learn(model: nn.Module, optimizer: Optimizer, step: int, features: int) -> T
 
 
 def network(preset: str, seed: int = 0) -> SparseMLP:
-    return SparseMLP([6, 16, 16, 2], sparsity=0.0 if PRESETS[preset].dense else 0.6, generator=seeded(seed))
+    sparsity = 0.0 if PRESETS[preset].dense else 0.6
+    return SparseMLP([6, 16, 16, 2], sparsity=sparsity, topology=preset, generator=seeded(seed))
 
 
 def sparsifier_of(preset: str, model: nn.Module, optimizer: Optimizer, **options: Any) -> Sparsifier:
-    choices = {"period": 5, "total_steps": 60, "seed": 0, **options}
+    choices = {"period": 5, "total_steps": 60, "seed": 0, "sparsity": 0.6, **options}
     return Sparsifier.preset(preset, model, optimizer, **choices)
 
 
@@ -120,6 +121,8 @@ def change_once(
     # The exact count, as many as asked for unless there is no room.
     vacant = allowed[~torch.isin(allowed, taken)]
     asked = int(fraction * movable.numel() + 1e-9)
+    if DROP_RULES[drop].own_count:  # as many as it finds right
+        asked = change.dropped.numel()
     assert layer.nnz == taken.numel()
     assert change.dropped.numel() == change.grown.numel()
     if in_place:
@@ -151,9 +154,15 @@ def change_once(
     return layer
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("grow", GROW_RULES)
-@pytest.mark.parametrize("drop", DROP_RULES)
+# Every rule, every optimizer, and every pair that a preset makes; not every product of them.
+PARTNERS = {"neuron-importance": "neuron-importance", "neuron-importance-or-random": "neuron-importance"}
+TRIOS = {(drop, "random", "ours") for drop in DROP_RULES if not DROP_RULES[drop].plans}
+TRIOS |= {(PARTNERS.get(grow, "magnitude"), grow, "ours decoupled") for grow in GROW_RULES}
+TRIOS |= {("signed", "gradient", optimizer) for optimizer in OPTIMIZERS}
+TRIOS |= {(preset.drop, preset.grow, "Adam") for preset in PRESETS.values() if preset.drop and preset.grow}
+
+
+@pytest.mark.parametrize(("drop", "grow", "optimizer"), sorted(TRIOS))
 @settings(max_examples=5)
 @given(
     shape=st.tuples(st.integers(2, 9), st.integers(2, 9)),
@@ -173,7 +182,7 @@ def test_laws_of_one_change(
     assert torch.equal(first.values, second.values)
 
 
-@pytest.mark.parametrize("name", SEARCHING)
+@pytest.mark.parametrize("name", [name for name in SEARCHING if PRESETS[name].drop not in PARTNERS])
 def test_another_seed_gives_another_topology(name: str) -> None:
     def trained(seed: int) -> list[Topology]:
         model = network(name)
@@ -208,7 +217,8 @@ def test_a_target_network_follows_every_change(name: str) -> None:
             assert torch.equal(follower.frozen, layer.frozen)
         with torch.no_grad():  # Polyak averaging of values, entry by entry
             torch._foreach_lerp_(list(target.parameters()), list(model.parameters()), 0.1)
-    assert sparsifier.changes == (6 if name in MOVING else 0)
+    due = sum(sparsifier.every.due(step) for step in range(1, 32)) if name in MOVING else 0
+    assert sparsifier.changes == due or (0 < sparsifier.changes < due and not PRESETS[name].keeps_count)
     for layer in sparse_layers(target).values():
         assert torch.isfinite(layer.values).all()
 
@@ -564,9 +574,10 @@ def test_every_preset_fits_a_function_of_known_optimum(name: str) -> None:
     inputs = torch.randn(512, 8, generator=generator)
     targets = inputs[:, :1].abs() - inputs[:, 1:2].abs()
     dense = PRESETS[name].dense
-    model = SparseMLP([8, 64, 1], sparsity=0.0 if dense else 0.6, dense=(), generator=generator)
+    sparsity = 0.0 if dense else 0.6
+    model = SparseMLP([8, 64, 1], sparsity=sparsity, topology=name, dense=(), generator=generator)
     optimizer = Adam(model.parameters(), lr=0.02)
-    sparsifier = Sparsifier.preset(name, model, optimizer, total_steps=300, period=20, seed=0)
+    sparsifier = Sparsifier.preset(name, model, optimizer, total_steps=300, period=20, seed=0, sparsity=sparsity)
     for _ in range(300):
         optimizer.zero_grad()
         loss = (model(inputs) - targets).square().mean()
