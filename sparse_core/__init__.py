@@ -9,6 +9,7 @@ loss.backward(); optimizer.step(); sparsifier.step()
 ```
 """
 
+from sparse_core import methods  # noqa: F401  # registers every method; after what they are made of
 from sparse_core.adam import Adam
 from sparse_core.backends import BACKENDS
 from sparse_core.birth import BIRTHS, birth
@@ -28,12 +29,10 @@ from sparse_core.redistribution import REDISTRIBUTIONS, redistribution
 from sparse_core.registry import Registry
 from sparse_core.schedules import SCHEDULES, Every
 from sparse_core.sparsifier import Sparsifier
-from sparse_core.steps import STEP_RULES, step_rule
 from sparse_core.sparsify import Plan, plan, sparsify
+from sparse_core.steps import STEP_RULES, step_rule
 from sparse_core.topology import Rewiring, Topology
 from sparse_core.view import Constraint, LayerView
-
-from sparse_core import methods  # noqa: F401, I001  # registers every method; after what they are made of
 
 __all__ = [
     "BACKENDS",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ def chain_of(layers: Mapping[str, SparseLinear]) -> dict[str, str]:
     """
     found = {}
     names = list(layers)
-    for above, below in zip(names, names[1:], strict=False):
+    for above, below in pairwise(names):
         together = above.rpartition(".")[0] == below.rpartition(".")[0]
         if together and layers[below].shape[1] % layers[above].shape[0] == 0:
             found[below] = above
@@ -38,7 +39,7 @@ def activities(model: nn.Module) -> dict[str, Callable[[Tensor], Tensor]]:
     """
     modules = [(name, module) for name, module in model.named_modules() if not list(module.children())]
     last = max((index for index, (_, module) in enumerate(modules) if isinstance(module, _WEIGHTED)), default=-1)
-    found = {}
+    found: dict[str, Callable[[Tensor], Tensor]] = {}
     for index, (name, module) in enumerate(modules):
         if not isinstance(module, SparseLinear):
             continue

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sparse_core.choosing import Choosing
+from sparse_core.choosing import HARD, Choosing
 from sparse_core.draws import among, largest
 from sparse_core.drop import DropRule
 from sparse_core.grow import GrowRule
@@ -41,10 +41,12 @@ class Method:
     regrow: Regrow = "no"
     redistribute: str | None = None
     chains: Mapping[str, str] | None = None
-    dropping: Choosing = Choosing()
-    growing: Choosing = Choosing()
+    dropping: Choosing = HARD
+    growing: Choosing = HARD
 
-    def change(self, views: Views, fraction: float, target: Mapping[str, int] | int | None = None) -> dict[str, Rewiring]:
+    def change(
+        self, views: Views, fraction: float, target: Mapping[str, int] | int | None = None
+    ) -> dict[str, Rewiring]:
         """What becomes of every layer.
 
         Args:
@@ -149,7 +151,7 @@ class Method:
         return chosen
 
     def _share_out(self, views: Views, dropped: dict[str, Tensor]) -> tuple[dict[str, LayerView], dict[str, int]]:
-        """Layers after the drop, and how many connections each grows; where there is no room, `dropped` gets smaller."""
+        """Layers after the drop, and how many connections each grows; `dropped` gets smaller where there is no room."""
         after = {layer: self._after(view, dropped[layer]) for layer, view in views.items()}
         if self.redistribute:
             lost, room = (sum(each) for each in zip(*_lost_and_room(after, dropped), strict=True))
@@ -250,9 +252,7 @@ def _check_all(name: str, found: Mapping[str, Tensor], views: Views, count: int 
 def _check(rule: str, chosen: Tensor, count: int, limit: int) -> None:
     fits = chosen.shape == (count,) and bool((chosen.diff() > 0).all())
     if not fits or (count and not 0 <= int(chosen[0]) <= int(chosen[-1]) < limit):
-        raise RuntimeError(
-            f"rule {rule!r} must return {count} distinct indices in ascending order within [0, {limit})"
-        )
+        raise RuntimeError(f"rule {rule!r} must return {count} distinct indices in ascending order within [0, {limit})")
 
 
 def _check_grown(rule: str, grown: Tensor, count: int, view: LayerView) -> None:

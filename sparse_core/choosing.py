@@ -38,8 +38,8 @@ class Choosing:
     def keys(self, scores: Tensor, generator: torch.Generator) -> Tensor:
         """Keys whose largest are the choice by score: the scores (≥ 0) themselves, or perturbed logarithms of them.
 
-        The largest of T·log(score) + Gumbel noise are a draw without replacement with odds scoreᵀ (Vieira 2014). A key of
-        -inf, for a score of -inf, is never taken.
+        The largest of T·log(score) + Gumbel noise are a draw without replacement with odds scoreᵀ (Vieira 2014). A
+        score of -inf has a key of -inf, which is never taken.
         """
         if self.temperature is None:
             return scores
@@ -47,6 +47,9 @@ class Choosing:
         noise = noise.log_().neg_().to(scores.device)
         keys = noise if self.temperature == 0 else scores.abs().log().to(torch.float32) * self.temperature + noise
         return keys.clamp_(min=LOWEST).masked_fill_(scores == -torch.inf, -torch.inf)
+
+
+HARD = Choosing()
 
 
 def lowest(scores: Tensor, count: int, choosing: Choosing, generator: torch.Generator) -> Tensor:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from sparse_core.conv import SparseConv2d
-from sparse_core.distributions import allocate
+from sparse_core.distributions import Distribution, allocate
 from sparse_core.layers import SparseLinear
+from sparse_core.presets import Preset
 from sparse_core.registry import Registry
 
 Course = Callable[[float, float, float], float]
@@ -45,7 +46,21 @@ def at_once(way: float, start: float, final: float) -> float:
 @course("phases")
 def phases(way: float, start: float, final: float) -> float:
     """Final and start in turn: final from 5 to 15, 25 to 35, … and from 85 % to the end (AC/DC, arXiv:2106.12379)."""
-    return final if way >= 0.85 or round(100 * way - 5, 6) % 20 < 10 and way >= 0.05 else start
+    return final if way >= 0.85 or (round(100 * way - 5, 6) % 20 < 10 and way >= 0.05) else start
+
+
+def starting_counts(
+    shapes: Sequence[tuple[int, ...]],
+    sparsity: float,
+    method: Preset,
+    distribution: str | Distribution,
+    dense: Collection[int],
+) -> list[int]:
+    """Weights per layer at the start of a method that ends with `sparsity`; an error where that cannot be met."""
+    final = allocate(shapes, sparsity, distribution, dense)
+    if not sparsity or method.prune is None:
+        return final
+    return allocate(shapes, method.starting(sparsity), distribution, dense)
 
 
 class Budget:
@@ -64,10 +79,14 @@ class Budget:
         self, layers: dict[str, SparseLinear], dense_shapes: Sequence[tuple[int, ...]], distribution: str
     ) -> None:
         if any(layer.weights_per_connection > 1 for layer in layers.values()):
-            raise ValueError("a sparsity that changes along training needs connections of one weight: `conv_unit='weight'`")
+            raise ValueError(
+                "a sparsity that changes along training needs connections of one weight: `conv_unit='weight'`"
+            )
         self._layers, self._distribution = layers, distribution
         self._shapes: list[tuple[int, ...]] = [
-            (layer.out_channels, layer.in_channels, *layer.kernel_size) if isinstance(layer, SparseConv2d) else layer.shape
+            (layer.out_channels, layer.in_channels, *layer.kernel_size)
+            if isinstance(layer, SparseConv2d)
+            else layer.shape
             for layer in layers.values()
         ]
         self._shapes += dense_shapes

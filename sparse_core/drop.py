@@ -42,7 +42,7 @@ def drop_rule(
     own_count: bool = False,
     plans: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator: the function is the drop rule `name` from now on; its keyword-only arguments are the rule's options."""
+    """Decorator: the function is the drop rule `name` from now on; its keyword-only arguments are options."""
 
     def register(choose: Callable[..., Any]) -> Callable[..., Any]:
         DROP_RULES.add(name, DropRule(choose, needs_importance, needs_capture, network, own_count, plans))
@@ -96,7 +96,7 @@ def weakest_of_all(views: Mapping[str, LayerView], count: int) -> dict[str, Tens
 
 
 def least_of_all(views: Mapping[str, LayerView], count: int, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Indices of the `count` lowest scores over all layers, but the best one of each, which stays: a cut network is dead.
+    """Indices of the `count` lowest scores over all layers, less the best one of each: a cut network is dead.
 
     Equal scores go from the first layer and the lowest index on.
     """

@@ -9,7 +9,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from sparse_core.distributions import Distribution, allocate
+from sparse_core.courses import starting_counts
+from sparse_core.distributions import Distribution
 from sparse_core.layers import SparseLinear
 from sparse_core.presets import PRESETS
 from sparse_core.topology import Topology
@@ -58,10 +59,8 @@ class SparseMLP(nn.Sequential):
         )
         method = PRESETS[topology]
         distribution = method.distribution if distribution is None else distribution
-        counts = allocate(shapes, sparsity, distribution, kept)
+        counts = starting_counts(shapes, sparsity, method, distribution, kept)
         falls = bool(sparsity) and method.prune is not None
-        if falls:
-            counts = allocate(shapes, method.starting(sparsity), distribution, kept)
         modules: list[nn.Module] = []
         for index, ((fan_out, fan_in), count) in enumerate(zip(shapes, counts, strict=True)):
             if count == fan_in * fan_out and (index in kept or not falls):

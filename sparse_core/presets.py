@@ -105,13 +105,15 @@ class Preset:
 
     def with_choices(self, name: str, given: Mapping[str, str]) -> Preset:
         """The same with other choices, as they are written behind its name; a `ValueError` for one it has not."""
-        defaults = {
+        defaults: dict[str, Any] = {
             each.name: 0.0 if each.name in _OPTIONAL_NUMBERS else "" if each.default is None else each.default
             for each in fields(self)
             if each.default is not MISSING and each.name not in ("summary", "dense", "given", "options", "birth")
         }
-        rules = [(self.drop, DROP_RULES), (self.grow, GROW_RULES), (self.prune, DROP_RULES)]
-        known = {
+        rules: list[tuple[str | None, Any]] = [
+            (self.drop, DROP_RULES), (self.grow, GROW_RULES), (self.prune, DROP_RULES),
+        ]  # fmt: skip
+        known: dict[str, Any] = {
             option: default
             for rule, registry in rules
             if rule is not None

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from sparse_core.conv import SparseConv2d, Unit, reason_against
-from sparse_core.distributions import Distribution, allocate, check_sparsity
+from sparse_core.courses import starting_counts
+from sparse_core.distributions import Distribution
 from sparse_core.layers import SparseLinear, sparse_layers
 from sparse_core.mlp import dense_indices
 from sparse_core.presets import PRESETS
@@ -67,8 +68,8 @@ def sparsify(
         model: any module; a plain `nn.Linear` or `nn.Conv2d` is returned as a sparse layer.
         sparsity: 1 - weights / cells over all weight matrices of the model (parameters with two or
             more axes), dense ones included; 0 leaves the model as it is.
-        topology: the method that will move its connections, a name from `PRESETS`. One that comes down to `sparsity` along
-            training (GMP, GraNet) starts with its own, and then every layer that may be sparse becomes so, full ones, too.
+        topology: the method that will move its connections, a name from `PRESETS`. One that comes down to `sparsity`
+            along training (GMP, GraNet) starts with its own; every layer that may be sparse is, then, full ones, too.
         distribution: see `allocate`; the method's own by default, which is ERK for most.
         include: globs over layer names that may become sparse.
         exclude: globs over layer names that stay dense.
@@ -188,9 +189,7 @@ def plan(
     if not shapes and sparsity:
         raise ValueError(f"no layer of this model can be made sparse:\n{Plan({}, skipped)}")
     fixed = range(len(shapes), len(shapes) + len(others))
-    counts = allocate([*shapes, *others], sparsity, distribution, fixed)
-    if sparsity and method.prune is not None:  # the final sparsity can be met, so one on the way there can
-        counts = allocate([*shapes, *others], method.starting(check_sparsity(sparsity)), distribution, fixed)
+    counts = starting_counts([*shapes, *others], sparsity, method, distribution, fixed)
     kernels = _kernel_sizes(dict(zip(chosen, shapes, strict=True)), conv_unit)
     if kernels:
         cells, each = [math.prod(shape) for shape in shapes], [kernels.get(name, 1) for name in chosen]

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sparse_core.choosing import Choosing, lowest
+from sparse_core.choosing import HARD, Choosing, lowest
 from sparse_core.draws import among, largest, sample_outside
 from sparse_core.importance import Signals
 from sparse_core.signals import Capture, streamed_largest
@@ -41,7 +41,7 @@ class LayerView:
     constraint: Constraint = Constraint()
     signals: Signals | None = None
     dropped: Tensor | None = None  # flat positions, ascending, that this change has dropped; None while it chooses them
-    choosing: Choosing = Choosing()
+    choosing: Choosing = HARD
     memory: dict[str, Tensor] = field(default_factory=dict)  # a rule's own state for this layer, kept and saved
     marks: dict[str, Tensor] = field(default_factory=dict)  # a rule's own state for each connection, (n,)
     progress: float = 0.0  # share of the way to the last change, in [0, 1]
@@ -179,7 +179,7 @@ class LayerView:
         return best if scored == count else torch.cat([best, self.sample_vacant(count - scored, best)]).sort().values
 
     def strongest_of(self, count: int, candidates: Tensor, scores: Tensor) -> Tensor:
-        """As `strongest`, of some vacant positions (ascending) with their scores; random others where they are too few."""
+        """As `strongest`, of some vacant positions (ascending) with scores; random others where they are too few."""
         scored = min(self.choosing.scored(count), candidates.numel())
         best = candidates[largest(self.choosing.keys(scores, self.generator), scored)]
         return best if scored == count else torch.cat([best, self.sample_vacant(count - scored, best)]).sort().values

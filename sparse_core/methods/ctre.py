@@ -71,7 +71,7 @@ for _name, _grow, _how in (
     PRESETS.add(
         _name,
         Preset(
-            f"drop the weakest, grow between neurons that answer alike, {_how} (CTRE: Atashgahi et al., arXiv:1903.07138)",
+            f"drop the weakest, grow between neurons that answer alike, {_how} (CTRE, arXiv:1903.07138)",
             drop="magnitude", grow=_grow, drop_fraction=0.2, distribution="er", regrow="fresh",
         ),
     )  # fmt: skip

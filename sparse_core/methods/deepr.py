@@ -49,7 +49,7 @@ def tiny(view: LayerView, grown: Tensor, *, size: float = 1e-12) -> Tensor:
 PRESETS.add(
     "deepr",
     Preset(
-        "weights of fixed sign that walk at every step, and go when they cross zero (Bellec et al. 2018, arXiv:1711.05136)",
+        "weights of fixed sign that walk at every step, and go when they cross zero (Deep R, arXiv:1711.05136)",
         drop="sign-crossing", grow="random", period=1, step_rule="deepr", birth="tiny",
     ),
 )  # fmt: skip

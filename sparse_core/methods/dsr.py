@@ -18,8 +18,8 @@ def below_threshold(
 ) -> dict[str, Tensor]:
     """Drop every |value| below one threshold for all layers, which is doubled or halved to drop about `count`.
 
-    A threshold that dropped more than (1 + tolerance) · count is halved for the next change, one that dropped fewer than
-    (1 - tolerance) · count doubled. Every layer keeps its strongest connection. `threshold` is the first one.
+    A threshold that dropped more than (1 + tolerance) · count is halved for the next change, one that dropped fewer
+    than (1 - tolerance) · count doubled. Every layer keeps its strongest connection. `threshold` is the first one.
     """
     memory = next(iter(views.values())).memory
     now = float(memory.get("threshold", torch.tensor(threshold)))

@@ -1,4 +1,4 @@
-"""MEST: weights judged by size and gradient, growth at random, fewer and fewer changes (Yuan et al. 2021, arXiv:2110.14032)."""
+"""MEST: weights judged by size and gradient, growth at random, in stages (Yuan et al. 2021, arXiv:2110.14032)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sparse_core.view import LayerView
 
 @drop_rule("weight-and-gradient", needs_capture=True)
 def least_weight_and_gradient(view: LayerView, count: int, *, gradient_weight: float = 0.01) -> Tensor:
-    """Drop the smallest |w| + λ|g|, g the connection's own gradient over the captured batches (MEST, arXiv:2110.14032)."""
+    """Drop the smallest |w| + λ|g|, g the connection's gradient over the captured batches (MEST, arXiv:2110.14032)."""
     return view.least(view.values.abs() + gradient_weight * view.own_gradients().abs(), count)
 
 

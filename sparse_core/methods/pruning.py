@@ -16,7 +16,7 @@ _FROM_DENSE = "begins with every connection"
 
 @drop_rule("lamp", network=True)
 def lowest_lamp(views: Mapping[str, LayerView], count: int) -> dict[str, Tensor]:
-    """Drop the lowest w² / Σ v², the sum over those of the layer that are at least as strong (LAMP, arXiv:2010.07611)."""
+    """Drop the lowest w² / Σ v², over those of the layer that are at least as strong (LAMP, arXiv:2010.07611)."""
     return least_of_all(views, count, {name: lamp_scores(view.values) for name, view in views.items()})
 
 

@@ -25,7 +25,9 @@ def constant_fan_in(view: LayerView, count: int, *, ablate_below: float = 0.3) -
     steepest = view.freed((~kept).nonzero().squeeze(1)).strongest_gradients(count)
     width, neurons = view.shape[1], view.allowed_outputs
     rows = view.positions // width
-    salient = torch.bincount(rows[kept], minlength=view.shape[0]) + torch.bincount(steepest // width, minlength=view.shape[0])
+    salient = torch.bincount(rows[kept], minlength=view.shape[0]) + torch.bincount(
+        steepest // width, minlength=view.shape[0]
+    )
     present = torch.bincount(rows, minlength=view.shape[0])
     active = neurons[present[neurons] + salient[neurons] > 0]
     fan_in = view.count / max(active.numel(), 1)

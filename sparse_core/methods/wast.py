@@ -16,8 +16,8 @@ from sparse_core.view import LayerView
 def least_between_important_neurons(view: LayerView, count: int, *, sensitivity: float = 0.4) -> Tensor:
     """Drop, of each sign its share, the smallest |w| · importance of the output · importance of the input.
 
-    A neuron's importance grows at every change by λ · its mean |gradient| over the captured batches + (1-λ) · the sum of
-    its connections' |w|, λ being `sensitivity`. It is kept from one change to the next.
+    A neuron's importance grows at every change by λ · its mean |gradient| over the captured batches + (1-λ) · the sum
+    of its connections' |w|, λ being `sensitivity`. It is kept from one change to the next.
     """
     outputs, inputs = _grown_importance(view, sensitivity)
     row, column = view.positions // view.shape[1], view.positions % view.shape[1]
@@ -34,7 +34,7 @@ def between_important(view: LayerView, count: int) -> Tensor:
 
 @grow_rule("neuron-importance-or-random", needs_capture=True)
 def between_important_or_random(view: LayerView, count: int) -> Tensor:
-    """As `neuron-importance`, but a random position in the place of each that this change has just dropped, as CTRE-sim."""
+    """As `neuron-importance`, but a random position for each that this change has just dropped, as CTRE-sim."""
     return random_for_dropped(view, between_important(view, count))
 
 
