@@ -30,7 +30,7 @@ from sparse_core.registry import Registry
 from sparse_core.schedules import SCHEDULES, Every
 from sparse_core.sparsifier import Sparsifier
 from sparse_core.sparsify import Plan, plan, sparsify
-from sparse_core.steps import STEP_RULES, step_rule
+from sparse_core.steps import STEP_RULES, StepRule
 from sparse_core.topology import Rewiring, Topology
 from sparse_core.view import Constraint, LayerView
 
@@ -58,6 +58,7 @@ __all__ = [
     "SparseLinear",
     "SparseMLP",
     "Sparsifier",
+    "StepRule",
     "Topology",
     "allocate",
     "birth",
@@ -72,5 +73,4 @@ __all__ = [
     "settle",
     "sparse_layers",
     "sparsify",
-    "step_rule",
 ]

@@ -55,7 +55,8 @@ class Method:
             target: how many movable connections there are to be afterwards, in all or by layer; None: as many as now.
         """
         pruned = self._prune(views, target)
-        left = {name: view.without(pruned[name]) for name, view in views.items()}
+        free = {name: view if self.regrow == "no" else view.freed(pruned[name]) for name, view in views.items()}
+        left = {name: view.without(pruned[name]) for name, view in free.items()}
         counts = {name: int(fraction * view.count + 1e-9) for name, view in left.items()}
         wider = _missing(left, target)
         if self.drop is not None and not self._by_layer:

@@ -143,6 +143,9 @@ class Sparsifier:
     def _before_step(self, *_: Any) -> None:
         if self.importance is not None:
             self.importance.before_step()
+        if self.choices.step_rule:
+            for name, layer in self.layers.items():
+                STEP_RULES[self.choices.step_rule].before(layer.values.detach(), self._marks[name])
 
     def _after_step(self, *_: Any) -> None:
         if self.importance is not None:
@@ -151,7 +154,7 @@ class Sparsifier:
             rule = STEP_RULES[self.choices.step_rule]
             for name, layer in self.layers.items():
                 with torch.no_grad():
-                    rule(layer.values, self._marks[name], _rate(self.optimizer, layer), self._generators[name])
+                    rule.after(layer.values, self._marks[name], _rate(self.optimizer, layer), self._generators[name])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_hooks": []}
@@ -255,7 +258,7 @@ class Sparsifier:
         values: Tensor = self.birth.choose(view, new)
         return values
 
-    def _apply(self, name: str, rewiring: Rewiring, births: Tensor | None) -> None:
+    def _apply(self, name: str, rewiring: Rewiring, births: Tensor | None = None) -> None:
         layer = self.layers[name]
         followers = [follower[name] for follower in self.followers]
         for each in (layer, *followers):

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 # What each package may import besides itself and the standard library.
 ALLOWED = {
-    "sparse_core": {"torch", "numpy", "numba", "llvmlite"},
+    "sparse_core": {"torch", "numpy", "numba", "llvmlite", "scipy", "faiss"},
     "agents": {"sparse_core", "stable_baselines3", "gymnasium", "torch", "numpy", "numba"},
     "continual": {"sparse_core", "avalanche", "torchvision", "sklearn", "torch", "numpy"},
     "envs": {"gymnasium", "mujoco", "numpy"},

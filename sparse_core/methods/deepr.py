@@ -8,27 +8,27 @@ from torch import Tensor
 from sparse_core.birth import birth
 from sparse_core.drop import drop_rule
 from sparse_core.presets import PRESETS, Preset
-from sparse_core.steps import step_rule
+from sparse_core.steps import STEP_RULES, StepRule
 from sparse_core.view import LayerView
 
 NOISE = 1e-5
 SHRINKAGE = 1e-5
 
 
-@step_rule("deepr")
 def walk(values: Tensor, marks: dict[str, Tensor], rate: float, generator: torch.Generator) -> None:
     """θ += η · N(0, 1e-5) - η · 1e-5, where θ = sign · value; a connection's sign is what it was born with."""
-    signs = _signs(values, marks)
     noise = torch.empty(values.shape, dtype=values.dtype).normal_(0, NOISE, generator=generator).to(values.device)
-    values.add_((noise - SHRINKAGE) * signs, alpha=rate)
+    values.add_((noise - SHRINKAGE) * marks["sign"], alpha=rate)
 
 
-def _signs(values: Tensor, marks: dict[str, Tensor]) -> Tensor:
-    """Signs (n,) of all connections; one that has none yet, because it is new, has that of its value."""
+def note_signs(values: Tensor, marks: dict[str, Tensor]) -> None:
+    """Keep the sign of every connection; one that has none yet, because it is new, has that of its value."""
     own = torch.where(values < 0, -1.0, 1.0).to(values.dtype)
     known = marks.get("sign")
     marks["sign"] = own if known is None else torch.where(known == 0, own, known.to(own))
-    return marks["sign"]
+
+
+STEP_RULES.add("deepr", StepRule(note_signs, walk))
 
 
 @drop_rule("sign-crossing", own_count=True)

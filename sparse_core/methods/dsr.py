@@ -22,7 +22,7 @@ def below_threshold(
     than (1 - tolerance) · count doubled. Every layer keeps its strongest connection. `threshold` is the first one.
     """
     memory = next(iter(views.values())).memory
-    now = float(memory.get("threshold", torch.tensor(threshold)))
+    now = float(memory["threshold"]) if "threshold" in memory else threshold
     chosen = {}
     for name, view in views.items():
         sizes = view.values.abs().clone()

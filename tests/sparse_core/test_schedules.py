@@ -10,6 +10,7 @@ WORKED = [
     ("linear", 0, 0.4), ("linear", 25, 0.3), ("linear", 100, 0.0), ("linear", 500, 0.0),
     ("cosine", 0, 0.4), ("cosine", 50, 0.2), ("cosine", 25, 0.2 + 0.1 * 2**0.5),
     ("cosine", 100, 0.0), ("cosine", 500, 0.0),
+    ("staged", 0, 0.4), ("staged", 74, 0.4), ("staged", 75, 0.2), ("staged", 99, 0.2), ("staged", 100, 0.0),
     ("cubic", 0, 0.4), ("cubic", 50, 0.05), ("cubic", 100, 0.0), ("cubic", 500, 0.0),
 ]  # fmt: skip
 

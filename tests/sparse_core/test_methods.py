@@ -1,0 +1,553 @@
+"""A worked example of every method's rules, and a plain masked-dense NumPy version of those with a paper's text."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sparse_core import (
+    DROP_RULES,
+    GROW_RULES,
+    PRESETS,
+    Adam,
+    LayerView,
+    SparseLinear,
+    SparseMLP,
+    Sparsifier,
+    Topology,
+    generators,
+    sparse_layers,
+)
+from sparse_core.choosing import Choosing
+from sparse_core.draws import sample_distinct
+from sparse_core.meters import nnz
+from sparse_core.methods.pruning import lamp_scores
+from sparse_core.signals import Capture
+
+# In test_rules.py and in this file.
+WORKED = {"magnitude", "signed", "random", "gradient", "importance", "in-place"} | {
+    "weight-and-gradient", "sampled-gradient", "cosine", "cosine-or-random", "neuron-importance",
+    "neuron-importance-or-random", "global-magnitude", "lamp", "sensitivity", "adaptive-threshold", "sign-crossing",
+    "relative-importance", "ch2-l3n", "ch3-l3p", "constant-fan-in",
+}  # fmt: skip
+
+# Four weights of a 2×4 layer, two to each output:
+#          0    1    2    3
+#   0    [ 2]   .  [-1]   .
+#   1      .  [ 3]   .  [ 4]
+TAKEN = torch.tensor([0, 2, 5, 7])
+WEIGHTS = torch.tensor([2.0, -1.0, 3.0, 4.0])
+INPUTS = torch.tensor([[1.0, 2.0, 0.0, 1.0]])
+GIVEN = torch.tensor([[10.0, -1.0]])  # output gradients; the dense gradient is 10 20 0 10 | -1 -2 0 -1
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def view(weights: Tensor = WEIGHTS, **more: Any) -> LayerView:
+    capture = Capture(1)
+    capture.add(INPUTS, GIVEN)
+    return LayerView((2, 4), TAKEN, weights, TAKEN, seeded(), capture, **more)
+
+
+def test_every_rule_has_a_worked_example() -> None:
+    assert {*DROP_RULES, *GROW_RULES} == WORKED
+
+
+def test_mest_weighs_gradients_in() -> None:
+    # Own gradients 10, 0, -2, -1. |w| + 0.5·|g|: 7, 1, 4, 4.5.
+    assert DROP_RULES["weight-and-gradient:gradient_weight=0.5"].choose(view(), 3).tolist() == [1, 2, 3]
+    assert DROP_RULES["weight-and-gradient:gradient_weight=0"].choose(view(), 2).tolist() == [0, 1]
+
+
+def test_gse_takes_the_best_of_its_candidates() -> None:
+    # With as many candidates as vacant places (4), the steepest of 1, 3, 4, 6: 20 and 10.
+    assert GROW_RULES["sampled-gradient"].choose(view(), 2).tolist() == [1, 3]
+    # With half of them, always some of the sample, and never more than it holds.
+    for seed in range(20):
+        shown = LayerView((2, 4), TAKEN, WEIGHTS, TAKEN, seeded(seed), view().capture)
+        sample = LayerView((2, 4), TAKEN, WEIGHTS, TAKEN, seeded(seed)).sample_vacant(2)
+        best = max(sample.tolist(), key=lambda position: abs([10, 20, 0, 10, -1, -2, 0, -1][position]))
+        assert GROW_RULES["sampled-gradient:candidates=0.5"].choose(shown, 1).tolist() == [best]
+
+
+def answering(answers: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda inputs: answers
+
+
+def test_ctre_joins_neurons_that_answer_alike() -> None:
+    # Two samples. Inputs: (1, 1), (1, -1), (0, 1), (3, 3); neurons answer (2, 2) and (0, 5).
+    # |cosines|: neuron 0: 1, 0, .71, 1; neuron 1: .71, .71, 1, .71. Vacant: 1, 3 | 4, 6.
+    capture = Capture(1)
+    capture.add(torch.tensor([[1.0, 1.0, 0.0, 3.0], [1.0, -1.0, 1.0, 3.0]]), torch.ones(2, 2))
+    activity = answering(torch.tensor([[2.0, 0.0], [2.0, 5.0]]))
+    shown = LayerView((2, 4), TAKEN, WEIGHTS, TAKEN, seeded(), capture, activity=activity)
+    assert GROW_RULES["cosine"].choose(shown, 2).tolist() == [3, 6]
+    assert GROW_RULES["cosine"].choose(shown, 3).tolist() == [3, 4, 6]
+    # Where 3 has just been dropped, CTRE-sim takes a random other for it: of 1 and 4.
+    free = torch.tensor([0, 2, 5, 7])
+    for seed in range(6):
+        again = LayerView(
+            (2, 4), TAKEN, WEIGHTS, free, seeded(seed), capture, activity=activity, dropped=torch.tensor([3])
+        )
+        assert GROW_RULES["cosine-or-random"].choose(again, 2).tolist() in ([1, 6], [4, 6])
+    over = LayerView((2, 4), TAKEN, WEIGHTS, TAKEN, seeded(1), capture, activity=activity, progress=0.5)
+    random = LayerView((2, 4), TAKEN, WEIGHTS, TAKEN, seeded(1)).sample_vacant(2)
+    assert torch.equal(GROW_RULES["cosine:random_after=0.5"].choose(over, 2), random)
+
+
+def test_wast_judges_neurons() -> None:
+    shown = view()
+    # Outputs: mean |gradient| 10 and 1, sums of |w| 3 and 7: with λ = ½ importance 6.5 and 4.
+    # Inputs: |gradients through their connections| 2·10, 3·1, 1·10, 4·1, sums 2, 3, 1, 4: 11, 3, 5.5, 4.
+    # |w|·both: 2·6.5·11 = 143, 1·6.5·5.5 = 35.75 (the only negative), 3·4·3 = 36, 4·4·4 = 64.
+    # Of 3 to drop, 2.25 are of the three positive, to the nearest: 2.
+    assert DROP_RULES["neuron-importance:sensitivity=0.5"].choose(shown, 3).tolist() == [1, 2, 3]
+    assert shown.memory["outputs"].tolist() == [6.5, 4.0]
+    assert shown.memory["inputs"].tolist() == [11.0, 3.0, 5.5, 4.0]
+    # Vacant: 1: 6.5·3 = 19.5, 3: 6.5·4 = 26, 4: 4·11 = 44, 6: 4·5.5 = 22.
+    assert GROW_RULES["neuron-importance"].choose(shown, 2).tolist() == [3, 4]
+    DROP_RULES["neuron-importance:sensitivity=0.5"].choose(shown, 1)
+    assert shown.memory["outputs"].tolist() == [13.0, 8.0]  # importance is kept, and grows
+    just = LayerView((2, 4), TAKEN, WEIGHTS, TAKEN, seeded(), memory=shown.memory, dropped=torch.tensor([4]))
+    assert set(GROW_RULES["neuron-importance-or-random"].choose(just, 2).tolist()) in ({3, 1}, {3, 6})
+    with pytest.raises(RuntimeError, match="needs the drop rule 'neuron-importance', which gathers it"):
+        GROW_RULES["neuron-importance"].choose(view(), 1)
+
+
+def two_layers(first: list[float], second: list[float]) -> dict[str, LayerView]:
+    views = {}
+    for name, weights in (("a", first), ("b", second)):
+        positions = torch.arange(len(weights))
+        views[name] = LayerView((1, 8), positions, torch.tensor(weights), positions, seeded())
+    return views
+
+
+def found(rule: str, views: dict[str, LayerView], count: int) -> dict[str, list[int]]:
+    return {name: indices.tolist() for name, indices in DROP_RULES[rule].choose(views, count).items()}
+
+
+def test_magnitude_over_all_layers() -> None:
+    views = two_layers([1.0, -5.0, 2.0], [0.5, 0.1, -0.2])
+    assert found("global-magnitude", views, 3) == {"a": [0], "b": [1, 2]}
+    # b's strongest (0.5) is weaker than a's 2.0, but the last of its layer.
+    assert found("global-magnitude", views, 4) == {"a": [0, 2], "b": [1, 2]}
+
+
+def test_lamp_compares_within_layers() -> None:
+    # Squares 1, 4, 16 | 1, 4: 1/21, 4/20, 1 | 1/5, 1. Tied 1/5s: a's comes first.
+    assert lamp_scores(torch.tensor([4.0, -1.0, 2.0])).tolist() == pytest.approx([1, 1 / 21, 4 / 20])
+    views = two_layers([4.0, -1.0, 2.0], [-1.0, 2.0])
+    assert found("lamp", views, 1) == {"a": [1], "b": []}
+    assert found("lamp", views, 2) == {"a": [1, 2], "b": []}
+    assert found("lamp", views, 3) == {"a": [1, 2], "b": [0]}
+
+
+def test_snip_weighs_by_what_a_weight_changes() -> None:
+    # |w · g|: 2·10, 1·0, 3·2, 4·1.
+    assert found("sensitivity", {"only": view()}, 2) == {"only": [1, 3]}
+
+
+def test_dsr_adapts_its_threshold() -> None:
+    views = two_layers([0.0005, 5.0, 2.0], [0.0001, 0.1, 0.0002])
+    assert found("adaptive-threshold", views, 2) == {"a": [0], "b": [0, 2]}  # 3 > 2.2: too many
+    assert views["a"].memory["threshold"].item() == 0.0005
+    assert found("adaptive-threshold", views, 2) == {"a": [], "b": [0, 2]}  # 0.0005 is not below itself
+    assert views["a"].memory["threshold"].item() == 0.0005
+    assert found("adaptive-threshold", views, 4) == {"a": [], "b": [0, 2]}  # 2 < 3.6: too few
+    assert views["a"].memory["threshold"].item() == 0.001
+
+
+def test_relative_importance() -> None:
+    # |w| / into its output + |w| / out of its input, here of inputs with one connection each: x + 1.
+    assert DROP_RULES["relative-importance"].choose(view(), 2).tolist() == [1, 2]  # 1/3, 3/7, 4/7, 2/3
+    # Two outputs read input 0: 1/2 + 1/4 at 0, 1/2 + 1 at 1, 3/3 + 3/4 at 4.
+    shared = torch.tensor([0, 1, 4])
+    shown = LayerView((2, 4), shared, torch.tensor([1.0, 1.0, 3.0]), shared, seeded())
+    assert DROP_RULES["relative-importance"].choose(shown, 1).tolist() == [0]
+
+
+# Three outputs that read       0 1 . .        Output 0 and input 2 have one path: 0 - input 1 - output 1 - input 2.
+# these inputs:                 . 1 2 .        Output 0 and input 3: none (output 2 reads 2 and 3, which 0 does not).
+#                               . . 2 3
+LADDER = torch.tensor([0, 1, 5, 6, 10, 11])
+
+
+def ladder() -> LayerView:
+    return LayerView((3, 4), LADDER, torch.ones(6), LADDER, seeded())
+
+
+def test_paths_of_length_three() -> None:
+    # CH3-L3p. (0, 2): a = input 1 (read by 0 and 1; 1 reads 2): no other links; b = output 1 (reads 1, 2): none: 1.
+    # (1, 0): 1 - input 1 - output 0 - input 0: 1. (1, 3): 1 - input 2 - output 2 - input 3: 1. (2, 1): 1. Others: 0.
+    # Ties go to the lowest position.
+    assert GROW_RULES["ch3-l3p"].choose(ladder(), 4).tolist() == [2, 4, 7, 9]
+    # CH2-L3n gives each of those (1 + 1) / 1 from outputs and as much from inputs.
+    assert GROW_RULES["ch2-l3n"].choose(ladder(), 4).tolist() == [2, 4, 7, 9]
+
+
+def test_srigl_gives_every_neuron_as_many_and_gives_poor_ones_up() -> None:
+    # 3 outputs × 4 inputs, 4 connections: output 0 has 2 strong ones, output 1 two, output 2 none.
+    #    [9] [8]  .   .
+    #    [1] [7]  .   .
+    #     .   .   .   .
+    positions, width = torch.tensor([0, 1, 4, 5]), 4
+    capture = Capture(1)
+    # Gradient: rows 1·x, 2·x, 0·x for x = (1, 2, 3, 4).
+    capture.add(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([[1.0, 2.0, 0.0]]))
+    shown = LayerView((3, width), positions, torch.tensor([9.0, 8.0, 1.0, 7.0]), positions, seeded(), capture)
+    # One exchanged: 1 goes; the steepest vacant place is (1, 3) with 8. Output 2 has nothing salient.
+    dropped, grown = DROP_RULES["constant-fan-in"].choose(shown, 1)
+    assert (dropped.tolist(), grown.tolist()) == ([2], [7])
+    # A neuron must have all its fan-in of 2 salient (γ = 1): both have.
+    dropped, grown = DROP_RULES["constant-fan-in:ablate_below=1"].choose(shown, 1)
+    assert (dropped.tolist(), grown.tolist()) == ([2], [7])
+    # Two exchanged: 1 and 7 go; steepest are 8 at (1, 3) and 6 at (1, 2).
+    dropped, grown = DROP_RULES["constant-fan-in"].choose(shown, 2)
+    assert (dropped.tolist(), grown.tolist()) == ([2, 3], [6, 7])
+    # With gradients in output 0 only, output 1 has one salient connection (7) of 2: given up with γ = 1.
+    only = Capture(1)
+    only.add(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([[1.0, 0.0, 0.0]]))
+    shown = LayerView((3, width), positions, torch.tensor([9.0, 8.0, 1.0, 7.0]), positions, seeded(), only)
+    dropped, grown = DROP_RULES["constant-fan-in:ablate_below=1"].choose(shown, 1)
+    assert (dropped.tolist(), grown.tolist()) == ([2, 3], [2, 3])  # output 0 has all four
+
+
+def test_deepr_walks_and_drops_what_crosses_zero() -> None:
+    layer = SparseLinear(8, 1, topology=Topology.from_positions((1, 8), torch.arange(3)), bias=False)
+    with torch.no_grad():
+        layer.values.copy_(torch.tensor([1.0, -0.1, 0.05]))
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    sparsifier = Sparsifier.preset("deepr", layer, optimizer, total_steps=10, seed=0)
+    layer.values.grad = torch.tensor([1.0, -2.0, 0.4])  # steps of -0.1, 0.2, -0.04: only the second crosses zero
+    optimizer.step()
+    change = sparsifier.step()[""]
+    assert change.dropped.tolist() == [1]
+    assert layer.values[change.source < 0].abs().tolist() == [pytest.approx(1e-12)]
+    torch.testing.assert_close(layer.values[:2].detach(), torch.tensor([0.9, 0.01]), atol=1e-4, rtol=0)
+    assert layer.nnz == 3
+
+
+# Choices that are soft or mixed
+
+
+def test_temperatures_and_mixes() -> None:
+    scores = torch.tensor([1.0, 2.0, 4.0])
+    # Which one stays of three when two go, with odds ∝ score: 1/7, 2/7, 4/7; with T = 2: 1/21, 4/21, 16/21.
+    for temperature, odds in ((1.0, [1 / 7, 2 / 7, 4 / 7]), (2.0, [1 / 21, 4 / 21, 16 / 21]), (0.0, [1 / 3] * 3)):
+        shared, tally = seeded(1), np.zeros(3)
+        shown = LayerView((1, 8), torch.arange(3), scores, torch.arange(3), shared, choosing=Choosing(temperature))
+        for _ in range(3000):
+            (stays,) = {0, 1, 2} - set(shown.least(scores, 2).tolist())
+            tally[stays] += 1
+        assert np.abs(tally / 3000 - odds).max() < 0.035  # nearly four standard deviations
+    # Of four that grow, one is random: the best three are always there, the fourth one of the other five.
+    rows = torch.arange(8.0)[None]
+    shown = LayerView(
+        (1, 8), torch.empty(0).long(), torch.empty(0), torch.empty(0).long(), seeded(), choosing=Choosing(mix=0.25)
+    )
+    fourth = set()
+    for _ in range(60):
+        grown = set(shown.strongest(4, lambda start, stop: rows).tolist())
+        assert {5, 6, 7} < grown
+        fourth |= grown - {5, 6, 7}
+    assert fourth == {0, 1, 2, 3, 4}
+    mixed = PRESETS["rigl:grow_mix=0.25:drop_temperature=3"]
+    assert (mixed.grow_mix, mixed.drop_temperature, mixed.drop) == (0.25, 3.0, "magnitude")
+
+
+def test_only_zero_scores_left_is_no_trouble() -> None:
+    scores = torch.zeros(5)
+    shown = LayerView((1, 8), torch.arange(5), scores, torch.arange(5), seeded(), choosing=Choosing(2.0))
+    assert len(set(shown.least(scores, 3).tolist())) == 3
+    assert shown.strongest(2, lambda start, stop: torch.zeros(1, 8)).tolist() == [5, 6]
+
+
+# Whole methods on random layers, against dense masks in NumPy
+
+
+def cases(count: int = 200) -> Iterator[int]:
+    yield from range(count)
+
+
+class Dense:
+    """A layer as NumPy sees it, before a change: weight, mask, inputs, output gradients and what follows from them."""
+
+    def __init__(self, layer: SparseLinear, inputs: Tensor, given: Tensor) -> None:
+        self.weight = layer.to_dense().weight.detach().numpy().copy()
+        self.mask = layer.topology.to_mask().numpy().copy()
+        self.inputs, self.given = inputs.numpy(), given.numpy()
+        self.gradient = self.given.T @ self.inputs
+        self.answers = np.maximum(self.inputs @ self.weight.T + layer.bias.detach().numpy(), 0)
+
+    def weakest(self, scores: np.ndarray, count: int) -> None:
+        """Take the lowest scores among what is present out of the mask."""
+        present = np.flatnonzero(self.mask)
+        self.mask.flat[present[np.argsort(scores.flat[present], kind="stable")[:count]]] = False
+
+    def grow(self, scores: np.ndarray, count: int, open_: np.ndarray | None = None) -> None:
+        """Put the highest scores among what is absent into the mask."""
+        free = np.flatnonzero(~self.mask if open_ is None else open_ & ~self.mask)
+        self.mask.flat[free[np.argsort(-scores.flat[free], kind="stable")[:count]]] = True
+
+
+def one_change(name: str, seed: int, layers: int = 1, **options: Any) -> tuple[nn.Module, list[Dense], Sparsifier]:
+    """A random network of `layers` sparse layers with ReLU before and after one change of a preset, and what it saw."""
+    generator = seeded(seed)
+    sizes = torch.randint(3, 14, (layers + 1,), generator=generator).tolist()
+    modules: list[nn.Module] = []
+    start = PRESETS[name].starting(0.7)
+    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+        cells = fan_in * fan_out
+        count = max(round((1 - start) * cells), 1)
+        topology = Topology.random((fan_out, fan_in), count, generator)
+        modules += [
+            SparseLinear(fan_in, fan_out, topology=topology, dtype=torch.float64, generator=generator),
+            nn.ReLU(),
+        ]
+    model = nn.Sequential(*modules)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    chosen = {"period": 1, "total_steps": 10, "sparsity": 0.7, "seed": seed, **options}
+    sparsifier = Sparsifier.preset(name, model, optimizer, **chosen)
+    inputs = torch.randn(6, sizes[0], dtype=torch.float64, generator=generator)
+    seen = []
+    signal = inputs
+    for layer, relu in zip(modules[::2], modules[1::2], strict=True):
+        seen.append(signal)
+        signal = relu(layer(signal))
+        signal.retain_grad()
+    upstream = torch.randn(signal.shape, dtype=torch.float64, generator=generator)
+    befores = []
+    signal.backward(upstream)
+    given = upstream
+    for layer, x in reversed(list(zip(modules[::2], seen, strict=True))):
+        delta = given * (layer(x).detach() > 0)
+        befores.append(Dense(layer, x.detach(), delta.detach()))
+        given = (delta @ layer.to_dense().weight).detach()
+    optimizer.step()
+    sparsifier.step()
+    return model, befores[::-1], sparsifier
+
+
+def agrees(model: nn.Module, expected: list[Dense]) -> None:
+    for layer, dense in zip(sparse_layers(model).values(), expected, strict=True):
+        assert np.array_equal(layer.topology.to_mask().numpy(), dense.mask)
+        # What was there keeps its weight.
+        own = layer.to_dense().weight.detach().numpy()
+        stayed = dense.mask & (own != 0)
+        assert np.array_equal(own[stayed], dense.weight[stayed])
+
+
+def cosine_share(start: float, step: int, over: int) -> float:
+    return start / 2 * (1 + math.cos(math.pi * step / over))
+
+
+def numpy_mest(dense: Dense, seed: int) -> None:
+    count = int(0.2 * dense.mask.sum() + 1e-9)  # at the start: a fifth
+    dense.weakest(np.abs(dense.weight) + 0.01 * np.abs(dense.gradient), count)
+    free = np.flatnonzero(~dense.mask)
+    dense.mask.flat[free[sample_distinct(free.size, count, generators(seed, "0")["0"]).numpy()]] = True
+
+
+def numpy_gse(dense: Dense, seed: int) -> None:
+    count = int(cosine_share(0.3, 1, 7) * dense.mask.sum() + 1e-9)
+    total = int(dense.mask.sum())
+    dense.weakest(np.abs(dense.weight), count)
+    free = np.flatnonzero(~dense.mask)
+    size = min(max(total, count), free.size)
+    sample = free[sample_distinct(free.size, size, generators(seed, "0")["0"]).numpy()]
+    open_ = np.zeros_like(dense.mask)
+    open_.flat[sample] = True
+    dense.grow(np.abs(dense.gradient), count, open_)
+
+
+@pytest.mark.parametrize(("name", "numpy"), [("mest", numpy_mest), ("gse", numpy_gse)])
+def test_agrees_with_a_dense_mask(name: str, numpy: Callable[[Dense, int], None]) -> None:
+    for seed in cases():
+        model, (dense,), _ = one_change(name, seed)
+        numpy(dense, seed)
+        agrees(model, [dense])
+
+
+def test_ctre_agrees_with_a_dense_mask() -> None:
+    for seed in cases():
+        model, (dense,), _ = one_change("ctre-seq", seed)
+        before = dense.mask.copy()
+        count = int(0.2 * dense.mask.sum() + 1e-9)
+        dense.weakest(np.abs(dense.weight), count)
+        lengths = [np.maximum(np.linalg.norm(x, axis=0), 1e-12) for x in (dense.answers, dense.inputs)]
+        cosines = np.abs((dense.answers / lengths[0]).T @ (dense.inputs / lengths[1]))
+        after = next(iter(sparse_layers(model).values())).topology.to_mask().numpy()
+        assert (after | ~dense.mask)[dense.mask].all()  # what was to stay is there
+        assert after.sum() == before.sum()
+        # By score: neurons that answer to one sample alone have equal cosines, but for rounding.
+        best = np.sort(cosines[~dense.mask])[::-1][:count]
+        np.testing.assert_allclose(np.sort(cosines[after & ~dense.mask])[::-1], best, atol=1e-9)
+
+
+def numpy_lamp(layers: list[Dense], left: int) -> None:
+    scores = []
+    for index, dense in enumerate(layers):
+        for position in np.flatnonzero(dense.mask):
+            squared = dense.weight.flat[position] ** 2
+            at_least = sum(w**2 for w in dense.weight[dense.mask] if w**2 >= squared)
+            scores.append((squared / at_least, index, position))
+    for _, index, position in sorted(scores)[: len(scores) - left]:
+        layers[index].mask.flat[position] = False
+
+
+def test_lamp_agrees_with_a_dense_mask() -> None:
+    for seed in cases(100):
+        model, layers, sparsifier = one_change("lamp", seed, layers=2, period=1, stop=0.1)
+        cells = sum(dense.mask.size for dense in layers)
+        left = cells - round(0.7 * cells)
+        numpy_lamp(layers, left)
+        agrees(model, layers)
+        assert sum(layer.nnz for layer in sparse_layers(model).values()) == left
+        assert sparsifier.way == 1
+
+
+def numpy_granet(layers: list[Dense], left: int, share: float) -> None:
+    flat = [(abs(d.weight.flat[p]), i, p) for i, d in enumerate(layers) for p in np.flatnonzero(d.mask)]
+    best = {max((value, -p) for value, j, p in flat if j == i) for i in range(len(layers))}
+    strongest = {(i, max((value, -p) for value, j, p in flat if j == i)[1]) for i in range(len(layers))}
+    assert best
+    candidates = sorted((value, i, p) for value, i, p in flat if (i, -p) not in strongest)
+    for _, index, position in candidates[: len(flat) - left]:
+        layers[index].mask.flat[position] = False
+    for dense in layers:
+        count = int(share * dense.mask.sum() + 1e-9)
+        dense.weakest(np.abs(dense.weight), count)
+        dense.grow(np.abs(dense.gradient), count)
+
+
+def test_granet_agrees_with_a_dense_mask() -> None:
+    for seed in cases(100):
+        model, layers, _ = one_change("granet", seed, layers=2)
+        cells = sum(dense.mask.size for dense in layers)
+        present = sum(dense.mask.sum() for dense in layers)
+        start = 1 - present / cells
+        wanted = 0.7 + (start - 0.7) * (1 - 1 / 7) ** 3
+        left = cells - round(wanted * cells)
+        numpy_granet(layers, left, cosine_share(0.5, 1, 7))
+        agrees(model, layers)
+
+
+def numpy_ch2(mask: np.ndarray) -> np.ndarray:
+    """CH2-L3n scores, pair by pair, from the definition."""
+    rows, columns = mask.shape
+    scores = np.zeros(mask.shape)
+    for u in range(rows):
+        for v in range(columns):
+            for b in range(rows):
+                shared = int((mask[u] & mask[b]).sum())
+                if mask[b, v] and shared and b != u:
+                    scores[u, v] += (shared + 1) / max(mask[b].sum() - shared, 1)
+            for a in range(columns):
+                shared = int((mask[:, v] & mask[:, a]).sum())
+                if mask[u, a] and shared and a != v:
+                    scores[u, v] += (shared + 1) / max(mask[:, a].sum() - shared, 1)
+    return scores
+
+
+def numpy_ch3(mask: np.ndarray) -> np.ndarray:
+    """CH3-L3p scores, path by path."""
+    rows, columns = mask.shape
+    scores = np.zeros(mask.shape)
+    for u in range(rows):
+        for v in range(columns):
+            paths = [(a, b) for a in range(columns) for b in range(rows) if mask[u, a] and mask[b, a] and mask[b, v]]
+            paths = [(a, b) for a, b in paths if a != v and b != u]
+            between_in, between_out = {a for a, _ in paths}, {b for _, b in paths}
+            for a, b in paths:
+                outside_a = sum(mask[o, a] for o in range(rows) if o != u and o not in between_out)
+                outside_b = sum(mask[b, i] for i in range(columns) if i != v and i not in between_in)
+                scores[u, v] += 1 / math.sqrt((1 + outside_a) * (1 + outside_b))
+    return scores
+
+
+@pytest.mark.parametrize(("name", "numpy"), [("ch2-l3n", numpy_ch2), ("ch3-l3p", numpy_ch3)])
+def test_link_prediction_agrees_with_its_definition(name: str, numpy: Callable[[np.ndarray], np.ndarray]) -> None:
+    for seed in cases():
+        generator = seeded(seed)
+        rows, columns = (int(torch.randint(2, 9, (), generator=generator)) for _ in range(2))
+        count = int(torch.randint(1, rows * columns, (), generator=generator))
+        topology = Topology.random((rows, columns), count, generator)
+        shown = LayerView((rows, columns), topology.positions, torch.ones(count), topology.positions, seeded())
+        scores, free = numpy(topology.to_mask().numpy()).round(9), np.flatnonzero(~topology.to_mask().numpy())
+        grown = GROW_RULES[name].choose(shown, max(free.size // 2, 1))
+        # By score, since sums in another order may break a tie otherwise.
+        best = np.sort(scores.flat[free])[::-1][: grown.numel()]
+        np.testing.assert_allclose(np.sort(scores.flat[grown.numpy()])[::-1], best, atol=1e-8)
+
+
+def test_chain_removal_takes_what_hangs_loose() -> None:
+    # Layer 0: outputs 0 and 1 read one input each; layer 2 reads both. Dropping output 0's only connection (0.1)
+    # leaves layer 2's connection from it without input: it goes, too, though it is strong.
+    first = SparseLinear(4, 2, topology=Topology.from_positions((2, 4), torch.tensor([0, 5])), bias=False)
+    second = SparseLinear(2, 3, topology=Topology.from_positions((3, 2), torch.tensor([0, 1, 3])), bias=False)
+    model = nn.Sequential(first, nn.ReLU(), second)
+    with torch.no_grad():
+        first.values.copy_(torch.tensor([0.1, 5.0]))
+        second.values.copy_(torch.tensor([9.0, 5.0, 6.0]))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier = Sparsifier(
+        model, optimizer, drop="magnitude", grow="random", drop_fraction=0.5, chains=True, regrow="no", seed=0
+    )
+    changes = sparsifier.update()
+    assert changes["0"].dropped.tolist() == [0]
+    assert changes["2"].dropped.tolist() == [0, 1]  # its own weakest (5.0), and the one from the dead neuron
+    assert (first.nnz, second.nnz) == (2, 3)
+
+
+# Courses of the sparsity
+
+
+@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.prune])
+def test_sparsity_follows_its_course_to_the_exact_end(name: str) -> None:
+    model = SparseMLP([20, 30, 30, 4], sparsity=0.9, topology=name, generator=seeded())
+    optimizer = Adam(model.parameters(), lr=0.01)
+    sparsifier = Sparsifier.preset(name, model, optimizer, total_steps=100, period=5, sparsity=0.9, seed=0)
+    counts = [nnz(model)]
+    cells = 20 * 30 + 30 * 30 + 30 * 4
+    for step in range(100):
+        inputs = torch.randn(8, 20, generator=seeded(step))
+        optimizer.zero_grad()
+        (model(inputs) - inputs[:, :4]).square().mean().backward()
+        optimizer.step()
+        sparsifier.step()
+        counts.append(nnz(model))
+    assert counts[0] == cells - round(PRESETS[name].starting(0.9) * cells)
+    assert counts[-1] == cells - round(0.9 * cells)
+    if name == "acdc":
+        assert max(counts[20:30]) == cells  # a dense phase between two sparse ones
+        assert min(counts[5:20]) == counts[-1]
+    else:
+        assert counts == sorted(counts, reverse=True)
+
+
+# Adam with a warm-up (SMET)
+
+
+def test_warm_up_by_hand() -> None:
+    # Constant gradient: Adam's step is lr whatever the age; warmed over 4 steps it is lr · 1/4, 2/4, 3/4, 1, 1.
+    values = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = Adam([values], lr=0.1, eps=0.0, warmup=4)
+    steps = []
+    for _ in range(5):
+        before = values.item()
+        values.grad = torch.ones_like(values)
+        optimizer.step()
+        steps.append(before - values.item())
+    assert steps == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1])
+
+
+def test_a_warm_up_needs_an_adam_that_knows_ages() -> None:
+    model = SparseMLP([4, 8, 2], sparsity=0.5)
+    with pytest.raises(TypeError, match=r"a warm-up of new connections needs `sparse_core\.Adam`.*got SGD"):
+        Sparsifier.preset("smet", model, torch.optim.SGD(model.parameters(), lr=0.1), total_steps=10)
