@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import nn
 
 from agents.td3 import SparseTD3
-from sparse_core import csr, meters, sparse_layers
+from sparse_core import Sparsifier, csr, meters, sparse_layers
 from sparse_core.meters import Bytes, capture_bytes, forward_flops, growth_flops, training_flops
 
 
@@ -17,21 +17,33 @@ def training_cost(model: SparseTD3, updates: int, steps: int) -> int:
     Per update and sample: the targets f_π + 2 f_Q, each critic 3 f_Q; at every policy update the
     actor's 3 f_π, one critic forward f_Q and its input gradient f_Q. Forward and backward are 3 f less the
     input gradient of the first layer, which nobody needs. Every environment step of the policy f_π;
-    every gradient-guided change 2·B·N per captured batch. Connections count and nothing else: biases, activations
-    and normalisations do not.
+    every gradient-guided change 2·B·N per captured batch, 2·B·n where it looks at as many places as there are
+    connections. Where their number changes along training, its average counts. Connections count and nothing else:
+    biases, activations and normalisations do not.
     """
-    critics = model.critic.q_networks
-    actor_forward = forward_flops(model.actor)
-    targets = actor_forward + sum(forward_flops(critic) for critic in critics)
-    critic_update = targets + sum(training_flops(critic) for critic in critics)
-    actor_update = training_flops(model.actor) + 2 * forward_flops(critics[0])
+    actor, own = mean_weights(model.actor_sparsifier), mean_weights(model.critic_sparsifier)
+    critics = [(critic, _below(own, f"qf{index}")) for index, critic in enumerate(model.critic.q_networks)]
+    forward = [forward_flops(critic, weights=weights) for critic, weights in critics]
+    actor_forward = forward_flops(model.actor, weights=actor)
+    targets = actor_forward + sum(forward)
+    critic_update = targets + sum(training_flops(critic, weights=weights) for critic, weights in critics)
+    actor_update = training_flops(model.actor, weights=actor) + 2 * forward[0]
     total = model.batch_size * (critic_update * updates + actor_update * (updates // model.policy_delay))
     total += actor_forward * max(0, steps - model.learning_starts)
     batch = model.batch_size * model.sparse_options.capture_batches
     for network, sparsifier in ((model.critic, model.critic_sparsifier), (model.actor, model.actor_sparsifier)):
         if sparsifier is not None and sparsifier.needs_capture:
-            total += sparsifier.changes * growth_flops(network, batch)
+            total += sparsifier.changes * growth_flops(network, batch, dense=sparsifier.looks_at_dense_gradient)
     return total
+
+
+def mean_weights(sparsifier: Sparsifier | None) -> dict[str, float]:
+    """Weights of a network's sparse layers averaged over its training; empty before there was any."""
+    return {} if sparsifier is None else sparsifier.mean_weights
+
+
+def _below(weights: dict[str, float], owner: str) -> dict[str, float]:
+    return {name.removeprefix(f"{owner}."): count for name, count in weights.items() if name.startswith(f"{owner}.")}
 
 
 def training_memory(model: SparseTD3) -> Bytes:

@@ -48,7 +48,7 @@ class SparseOptions:
         dense: tuple[str | int, ...],
         init: str | None,
         drop_fraction: float | None,
-        period: int,
+        period: int | None,
         schedule: str | None,
         stop: float | None,
         capture_batches: int,
@@ -73,7 +73,8 @@ class SparseOptions:
             )
         options = cls(
             topology, actor, critic, distribution or preset.distribution, dense, init or preset.init,
-            preset.drop_fraction if drop_fraction is None else drop_fraction, period, schedule or preset.schedule,
+            preset.drop_fraction if drop_fraction is None else drop_fraction,
+            period if period is not None else 1 if preset.each_step else 1_000, schedule or preset.schedule,
             preset.stop if stop is None else stop, capture_batches, total_updates,
             dict(backend) if isinstance(backend, Mapping) else backend, topologies, norm,
         )  # fmt: skip
@@ -105,28 +106,39 @@ class SparseOptions:
     @property
     def moves(self) -> bool:
         """Whether connections ever move."""
-        return PRESETS[self.topology].drop is not None
+        return PRESETS[self.topology].changes
 
     def policy(self, seed: int | None) -> dict[str, Any]:
         """What `SparseTD3Policy` is told."""
         return dict(
             actor=self.actor, critic=self.critic, distribution=self.distribution, dense=list(self.dense),
             init=self.init, backend=self.backend, norm=self.norm, seed=seed, topologies=self.topologies,
+            topology=self.topology,
         )  # fmt: skip
 
-    def sparsifier(self, total_updates: int | None, seed: int | None) -> dict[str, Any]:
-        """What each `Sparsifier` is told."""
+    def sparsifier(
+        self, total_updates: int | None, seed: int | None, sparsity: float, networks: int = 1
+    ) -> dict[str, Any]:
+        """What a `Sparsifier` of `networks` alike networks with this sparsity is told."""
         if not self.moves:
             return dict(seed=seed)
-        if total_updates is None and (self.schedule != "constant" or self.stop < 1):
+        course = PRESETS[self.topology].course
+        if total_updates is None and (self.schedule != "constant" or self.stop < 1 or course is not None):
             raise ValueError(
                 f"schedule {self.schedule!r} with `stop` {self.stop:g} needs the length of training, which does not "
                 "follow from these settings; give `total_updates`, the planned critic gradient steps"
             )
         return dict(
             drop_fraction=self.drop_fraction, period=self.period, schedule=self.schedule, stop=self.stop,
-            capture_batches=self.capture_batches, total_steps=total_updates, seed=seed,
+            capture_batches=self.capture_batches, total_steps=total_updates, seed=seed, sparsity=sparsity,
+            distribution=_for_all(self.distribution, networks),
         )  # fmt: skip
+
+
+def _for_all(distribution: str, networks: int) -> str:
+    """The distribution of several alike networks together: factors of layers (`er:7,64`) once for each."""
+    name, colon, factors = distribution.partition(":")
+    return name + colon + ",".join([factors] * networks) if "," in factors else distribution
 
 
 def check_spaces(observations: spaces.Space[Any], actions: spaces.Space[Any]) -> None:

@@ -90,9 +90,8 @@ class SparseTD3Policy(TD3Policy):
     def _sparsify(self, owner: Any, name: str, sparsity: float, stream: str) -> None:
         if self.sparse.get("norm", "none") == "layer":
             _normalise(getattr(owner, name))
-        options: dict[str, Any] = {
-            key: self.sparse[key] for key in ("distribution", "dense", "init", "backend") if key in self.sparse
-        }
+        known = ("topology", "distribution", "dense", "init", "backend")
+        options: dict[str, Any] = {key: self.sparse[key] for key in known if key in self.sparse}
         if isinstance(options.get("backend"), Mapping):
             options["backend"] = AUTO  # until all networks are there
         generator = generators(self.sparse["seed"], stream)[stream]

@@ -54,8 +54,8 @@ class SparseTD3(TD3):
         dense: layers kept dense: `"input"`, `"output"`, indices or globs.
         init: initial weights, `"torch"` or `"fan-in"`; the topology's own by default.
         drop_fraction: share ζ of each layer's connections that change; the topology's own by default.
-        period: critic gradient steps between two changes. Actor and critics change together, at the
-            first policy update from there on.
+        period: critic gradient steps between two changes, 1000 by default, or 1 for a method that has to change at
+            every step. Actor and critics change together, at the first policy update from there on.
         schedule: course of ζ over training; the topology's own by default.
         stop: share of the planned updates after which the topology stays; the topology's own by default.
         capture_batches: batches before a change that gradient growth looks at.
@@ -92,7 +92,7 @@ class SparseTD3(TD3):
         dense: Sequence[str | int] = ("output",),
         init: str | None = None,
         drop_fraction: float | None = None,
-        period: int = 1_000,
+        period: int | None = None,
         schedule: str | None = None,
         stop: float | None = None,
         capture_batches: int = 1,
@@ -202,14 +202,19 @@ class SparseTD3(TD3):
         for network in (self.actor, self.critic):
             for layer in sparse_layers(network).values():
                 layer.capture = None
-        options = self.sparse_options.sparsifier(total_updates, self.seed)
+        chosen = self.sparse_options
+        of_critics = chosen.sparsifier(total_updates, self.seed, chosen.critic, len(self.critic.q_networks))
+        for old in (self.critic_sparsifier, self.actor_sparsifier):
+            if old is not None:
+                old.detach()
         self.critic_sparsifier = Sparsifier.preset(
-            self.sparse_options.topology, self.critic, self.critic.optimizer, followers=[self.critic_target], **options
+            chosen.topology, self.critic, self.critic.optimizer, followers=[self.critic_target], **of_critics
         )
         self.actor_sparsifier = Sparsifier.preset(
-            self.sparse_options.topology, self.actor, self.actor.optimizer, followers=[self.actor_target],
-            capture_stride=self.policy_delay, **options,
+            chosen.topology, self.actor, self.actor.optimizer, followers=[self.actor_target],
+            capture_stride=self.policy_delay, **chosen.sparsifier(total_updates, self.seed, chosen.actor),
         )  # fmt: skip
+        self._update = None  # one that was made for others knows neither their hooks nor their warm-up
         if state is not None:
             self.critic_sparsifier.load_state_dict(state["critic"])
             self.actor_sparsifier.load_state_dict(state["actor"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 
@@ -181,29 +181,43 @@ def _watched(model: nn.Module, sample: Tensor, names: Sequence[str]) -> dict[str
     return found
 
 
-def forward_flops(model: nn.Module, sample: Tensor | None = None) -> int:
+Weights = Mapping[str, float] | None
+"""Weights of some matrices, by their names in `layer_counts`, in the place of those that a model has now."""
+
+
+def forward_flops(model: nn.Module, sample: Tensor | None = None, weights: Weights = None) -> int:
     """Multiplications and additions of one sample's forward pass, 2 per weight and application; biases not counted.
 
-    A model with convolutions needs a `sample` (see `uses`).
+    A model with convolutions needs a `sample` (see `uses`). `weights` may be averages over training
+    (`Sparsifier.mean_weights`), where their number changes.
     """
-    return sum(_flops(model, sample).values())
+    return sum(_flops(model, sample, weights).values())
 
 
-def training_flops(model: nn.Module, sample: Tensor | None = None) -> int:
+def training_flops(model: nn.Module, sample: Tensor | None = None, weights: Weights = None) -> int:
     """One sample's forward and backward pass: 3 forwards less the first layer's input gradient, which nobody needs."""
-    flops = list(_flops(model, sample).values())
+    flops = list(_flops(model, sample, weights).values())
     return 3 * sum(flops) - (flops[0] if flops else 0)
 
 
-def _flops(model: nn.Module, sample: Tensor | None) -> dict[str, int]:
-    asked = uses(model, sample)
-    return {name: 2 * count.nnz * asked[name].applications for name, count in layer_counts(model).items()}
+def _flops(model: nn.Module, sample: Tensor | None, weights: Weights) -> dict[str, int]:
+    asked, given = uses(model, sample), weights or {}
+    return {
+        name: round(2 * given.get(name, count.nnz) * asked[name].applications)
+        for name, count in layer_counts(model).items()
+    }
 
 
-def growth_flops(model: nn.Module, batch: int, sample: Tensor | None = None) -> int:
-    """One gradient-guided change: the dense gradient of every sparse layer for a batch, 2·B·N per application."""
+def growth_flops(model: nn.Module, batch: int, sample: Tensor | None = None, dense: bool = True) -> int:
+    """One change that looks at gradients: of every sparse layer for a batch, 2·B·N per application.
+
+    A method that looks at as many as there are connections (`dense=False`: MEST, GSE) needs 2·B·n.
+    """
     asked = uses(model, sample)
-    return sum(2 * batch * layer.cells * asked[name].applications for name, layer in sparse_layers(model).items())
+    return sum(
+        2 * batch * (layer.cells if dense else layer.nnz) * asked[name].applications
+        for name, layer in sparse_layers(model).items()
+    )
 
 
 def capture_bytes(model: nn.Module, batch: int, sample: Tensor | None = None) -> int:

@@ -63,6 +63,10 @@ class Preset:
     overshoot: float = 1.0
     """Density at the start divided by the final one, where `begin` is None."""
     capture_batches: int = 1
+    once: bool = False
+    """Whether there is one change only, at step `period`."""
+    each_step: bool = False
+    """Whether it is itself only when it changes at every step, whatever the user's usual period."""
     birth: float | str = 0.0
     """Value of a new connection: a number, or a name from `BIRTHS`."""
     warmup: int = 0

@@ -111,7 +111,7 @@ class Sparsifier:
         rules = [part[1] for part in (self.method.drop, self.method.grow, self.method.prune) if part is not None]
         births = [self.birth] if isinstance(self.birth, Birth) else []
         self.needs_capture = any(rule.needs_capture for rule in [*rules, *births]) or method.redistribute == "gradient"
-        last = None if total_steps is None else int(stop * total_steps + 1e-9)
+        last = period if method.once else None if total_steps is None else int(stop * total_steps + 1e-9)
         self.fraction = SCHEDULES[schedule](drop_fraction, last or 0)
         self.every = Every(period, last)
         self._last_change = 0 if last is None else last // period * period
@@ -124,6 +124,8 @@ class Sparsifier:
         self.steps = 0
         self.changes = 0
         self._pending = False
+        self._weight_steps = dict.fromkeys(self.layers, 0)  # weights × steps, up to the step `_summed`
+        self._summed = 0
         if method.warmup:
             _warm_up(optimizer, method.warmup)
         if importance is None and any(rule.needs_importance for rule in rules if not isinstance(rule, Birth)):
@@ -210,6 +212,7 @@ class Sparsifier:
         rewirings = method.change(views, self.fraction(self.steps), target)
         births = {name: self._births(views[name], rewiring) for name, rewiring in rewirings.items()}
         self._pending, self._memory = False, memory
+        self._sum_up()
         for layer in self.layers.values():
             layer.capture = None
         for name, rewiring in rewirings.items():
@@ -223,6 +226,30 @@ class Sparsifier:
     def way(self) -> float:
         """Share of the way to the last change that is covered, in [0, 1]; 0 where training has no known length."""
         return min(self.steps / self._last_change, 1.0) if self._last_change else 0.0
+
+    def _sum_up(self) -> None:
+        for name, layer in self.layers.items():
+            self._weight_steps[name] += layer.nnz * (self.steps - self._summed)
+        self._summed = self.steps
+
+    @property
+    def mean_weights(self) -> dict[str, float]:
+        """Weights of each layer, averaged over the steps so far: what a method costs whose count changes."""
+        since = self.steps - self._summed
+        return {
+            name: (self._weight_steps[name] + layer.nnz * since) / self.steps if self.steps else float(layer.nnz)
+            for name, layer in self.layers.items()
+        }
+
+    @property
+    def looks_at_dense_gradient(self) -> bool:
+        """Whether a change multiplies out a dense gradient or activation product, 2·B·N operations."""
+        return self.method.grow is not None and self.method.grow[1].dense_gradient
+
+    def reached_plateau(self) -> None:
+        """Say that validation gets no better: methods that search until then (CTRE) grow at random from now on."""
+        for own in self._memory.values():
+            own["plateau"] = torch.ones(())
 
     def _warmed(self) -> Method:
         """The method with its temperature of this step."""
@@ -326,6 +353,8 @@ class Sparsifier:
             "importance": None if self.importance is None else self.importance.state_dict(),
             "memory": {name: dict(own) for name, own in self._memory.items()},
             "marks": {name: dict(own) for name, own in self._marks.items()},
+            "weight_steps": dict(self._weight_steps),
+            "summed": self._summed,
             "course": None if self._course is None else self._course.start,
         }
 
@@ -339,6 +368,8 @@ class Sparsifier:
         self.steps, self.changes, self._pending = state["steps"], state["changes"], state["pending"]
         if self.importance is not None and state.get("importance") is not None:
             self.importance.load_state_dict(state["importance"])
+        self._weight_steps = dict(state.get("weight_steps", self._weight_steps))
+        self._summed = state.get("summed", 0)
         if self._course is not None and state.get("course") is not None:
             self._course.start = state["course"]
         for name, layer in self.layers.items():

@@ -87,7 +87,9 @@ def _grid(options: Compare) -> list[_Wanted]:
 
 def _sparse(method: str, methods: list[str], sparsity: float, prefix: str, flags: _ArmFlags) -> _Wanted:
     topology, _, source = method.partition(":")
-    name, of = f"{prefix}{method.replace(':', '-of-')}-{sparsity:g}", None
+    if "=" in source:  # options of the topology, not the arm that it comes from
+        topology, source = method, ""
+    name, of = f"{prefix}{method.replace(':', '-' if topology == method else '-of-')}-{sparsity:g}", None
     if PRESETS[topology].given:
         searching = [other for other in methods if ":" not in other and PRESETS[other].searches]
         source = source or next(iter(searching), "")

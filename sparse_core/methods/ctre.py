@@ -11,7 +11,7 @@ from sparse_core.presets import PRESETS, Preset
 from sparse_core.view import LayerView
 
 
-@grow_rule("cosine", needs_capture=True)
+@grow_rule("cosine", needs_capture=True, dense_gradient=True)
 def most_alike(view: LayerView, count: int, *, random_after: float = 1.0) -> Tensor:
     """Grow where |cosine| of a neuron's and an input's activations over the captured batches is largest, streamed.
 
@@ -22,7 +22,7 @@ def most_alike(view: LayerView, count: int, *, random_after: float = 1.0) -> Ten
     return _most_alike(view, count)
 
 
-@grow_rule("cosine-or-random", needs_capture=True)
+@grow_rule("cosine-or-random", needs_capture=True, dense_gradient=True)
 def most_alike_but_what_just_went(view: LayerView, count: int, *, random_after: float = 1.0) -> Tensor:
     """As `cosine`, but a random position in the place of each that this change has just dropped (CTRE-sim)."""
     if _is_over(view, random_after):

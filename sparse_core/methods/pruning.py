@@ -59,8 +59,8 @@ PRESETS.add(
 PRESETS.add(
     "snip",
     Preset(
-        "from dense, prune once by |weight · gradient| of the first batch (SNIP: Lee et al. 2019, arXiv:1810.02340)",
-        prune="sensitivity", course="at-once", begin=0.0, period=1,
-        dense_by_nature="is dense until its first change, at step 1",
+        "from dense, prune once by |weight · gradient|, at the first change (SNIP: Lee et al. 2019, arXiv:1810.02340)",
+        prune="sensitivity", course="at-once", begin=0.0, once=True,
+        dense_by_nature="is dense until its only change",
     ),
 )  # fmt: skip

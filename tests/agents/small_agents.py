@@ -17,6 +17,11 @@ from sparse_core.meters import topology_distance
 
 EPISODE = 8
 
+# What each test runs over: one of each kind. test_methods.py has every one of the registry.
+METHODS = ["dense", "static", "final-topology", "set", "rigl", "reset-in-place"]
+MOVING = [name for name in METHODS if PRESETS[name].changes]
+SEARCHING = [name for name in METHODS if PRESETS[name].searches]
+
 
 class Reach(gymnasium.Env):
     """Each step shows a point; the reward is best where the action is the point's first two coordinates, doubled."""

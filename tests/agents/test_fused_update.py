@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from small_agents import agent, autograd, dense_state, fill, reach, topologies
+from small_agents import METHODS, agent, autograd, dense_state, fill, reach, topologies
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
@@ -26,7 +26,6 @@ from agents import SparseTD3, td3_kernels
 from agents.autograd_update import AutogradUpdate
 from agents.collection import PlainActor
 from agents.fused_update import FusedActor, FusedUpdate
-from sparse_core import PRESETS
 
 
 class DoubleReplayBuffer(ReplayBuffer):
@@ -108,7 +107,7 @@ def fill_all(model: SparseTD3) -> SparseTD3:
     return model
 
 
-@pytest.mark.parametrize("topology", PRESETS)
+@pytest.mark.parametrize("topology", METHODS)
 @pytest.mark.parametrize("environments", [1, 2])
 def test_rows_are_gathered_as_sampled(topology: str, environments: int) -> None:
     env = DummyVecEnv([reach] * environments)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from small_agents import EPISODE, agent, reach
+from small_agents import EPISODE, METHODS, agent, reach
 from stable_baselines3.common.envs import IdentityEnvBox
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
@@ -12,7 +12,7 @@ from sparse_core import PRESETS
 from sparse_core.meters import sparsity
 
 
-@pytest.mark.parametrize("topology", [*PRESETS])
+@pytest.mark.parametrize("topology", METHODS)
 def test_identity(topology: str) -> None:
     """SB3's own toy: the action must be the observation, within a half; the optimum is 100."""
     dense = PRESETS[topology].dense
@@ -26,7 +26,7 @@ def test_identity(topology: str) -> None:
     assert evaluate_policy(model, Monitor(IdentityEnvBox(eps=0.5)), n_eval_episodes=5)[0] >= 95
 
 
-@pytest.mark.parametrize("topology", [*PRESETS])
+@pytest.mark.parametrize("topology", METHODS)
 def test_reach(topology: str) -> None:
     """The action must be twice the point that is shown; doing nothing pays -8/3 a step, the optimum 0."""
     dense = PRESETS[topology].dense

@@ -8,7 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_agents import EPISODE, agent, dense_state, fill, reach, same, target_distance, topologies
+from small_agents import (
+    EPISODE,
+    METHODS,
+    MOVING,
+    SEARCHING,
+    agent,
+    dense_state,
+    fill,
+    reach,
+    same,
+    target_distance,
+    topologies,
+)
 from stable_baselines3 import TD3
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.callbacks import CallbackList, CheckpointCallback, EvalCallback
@@ -22,8 +34,6 @@ from agents import SparseTD3
 from sparse_core import PRESETS, sparse_layers
 from sparse_core.meters import sparsity
 
-MOVING = [name for name, preset in PRESETS.items() if preset.drop]
-SEARCHING = [name for name in MOVING if PRESETS[name].searches]
 POINTS = np.random.default_rng(0).uniform(-1, 1, (20, 3))
 
 
@@ -41,7 +51,7 @@ def reloaded(model: SparseTD3, env: Any = None, **options: Any) -> SparseTD3:
 # --- save and load -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("topology", [*PRESETS])
+@pytest.mark.parametrize("topology", METHODS)
 def test_saved_agent_comes_back_whole(topology: str) -> None:
     model = agent(topology=topology, sparsity=None)
     first = topologies(model)
@@ -71,7 +81,7 @@ def test_saved_ages_are_those_of_the_connections() -> None:
         assert age[~grown].max() == 30
 
 
-@pytest.mark.parametrize("topology", [*PRESETS])
+@pytest.mark.parametrize("topology", METHODS)
 @pytest.mark.parametrize("steps", [50, 57])
 def test_training_goes_on_from_a_file_as_from_memory(topology: str, steps: int) -> None:
     model = agent(topology=topology, sparsity=None, capture_batches=4, action_noise=noise()).learn(steps)
@@ -350,7 +360,7 @@ def test_learning_on_is_learning_through() -> None:
 # --- the same run again --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("topology", [*PRESETS])
+@pytest.mark.parametrize("topology", METHODS)
 def test_seed_decides_the_run(topology: str) -> None:
     def run(seed: int) -> SparseTD3:
         return agent(topology=topology, sparsity=None, action_noise=noise(), seed=seed).learn(60)

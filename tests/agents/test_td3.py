@@ -11,17 +11,25 @@ import torch
 import torch.nn.functional as F
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
-from small_agents import agent, autograd, dense_state, fill, reach, target_distance, topologies
+from small_agents import (
+    METHODS,
+    MOVING,
+    SEARCHING,
+    agent,
+    autograd,
+    dense_state,
+    fill,
+    reach,
+    target_distance,
+    topologies,
+)
 from stable_baselines3 import TD3
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import set_random_seed
 from torch import Tensor, nn
 
 from agents import SparseTD3
-from sparse_core import PRESETS, Adam, SparseLinear, sparse_layers
-
-MOVING = [name for name, preset in PRESETS.items() if preset.drop]
-SEARCHING = [name for name in MOVING if PRESETS[name].searches]
+from sparse_core import Adam, SparseLinear, sparse_layers
 
 
 class Mixer(BaseFeaturesExtractor):
@@ -103,7 +111,7 @@ def test_logged_losses_are_those_of_the_last_update() -> None:
         assert float(sparse._losses[name]) == pytest.approx(expected[f"train/{name}"], rel=1e-5)
 
 
-@pytest.mark.parametrize("topology", [*PRESETS])
+@pytest.mark.parametrize("topology", METHODS)
 @pytest.mark.parametrize(("period", "delay"), [(4, 2), (3, 2), (2, 3)])
 def test_targets_share_the_topology_after_every_update(topology: str, period: int, delay: int) -> None:
     model = agent(topology=topology, sparsity=None, period=period, policy_delay=delay, total_updates=30)

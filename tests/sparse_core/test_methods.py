@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -302,7 +303,7 @@ def one_change(name: str, seed: int, layers: int = 1, **options: Any) -> tuple[n
     sizes = torch.randint(3, 14, (layers + 1,), generator=generator).tolist()
     modules: list[nn.Module] = []
     start = PRESETS[name].starting(0.7)
-    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+    for fan_in, fan_out in pairwise(sizes):
         cells = fan_in * fan_out
         count = max(round((1 - start) * cells), 1)
         topology = Topology.random((fan_out, fan_in), count, generator)

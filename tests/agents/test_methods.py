@@ -1,0 +1,61 @@
+"""Every method of the core trains an agent: targets follow it, a file brings it back, its counts are what it says."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from small_agents import agent, fill, reach, same, target_distance
+from stable_baselines3.common.utils import set_random_seed
+
+from agents import SparseTD3
+from sparse_core import PRESETS, sparse_layers
+from sparse_core.meters import nnz, sparsity
+
+CHANGING = [name for name, preset in PRESETS.items() if preset.changes]
+
+
+def trained(name: str, updates: int, **options: Any) -> Any:
+    model = fill(agent(topology=name, period=3, policy_delay=2, total_updates=12, **options))
+    for _ in range(updates):
+        model.train(1, 16)
+        assert target_distance(model) == 0
+    return model
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_targets_share_the_topology_and_counts_end_as_asked(name: str) -> None:
+    model = trained(name, 12)
+    preset = PRESETS[name]
+    start = sum(nnz(network) for network in (agent(topology=name).actor, agent(topology=name).critic))
+    end = sum(nnz(network) for network in (model.actor, model.critic))
+    assert end == start if preset.prune is None else end < start
+    for network in (model.actor, model.critic):
+        cells = sum(layer.cells for layer in sparse_layers(network).values())
+        assert sparsity(network) == pytest.approx(0.6, abs=3 / cells)  # rounded once for each network
+    assert model.changes or preset.keeps_count is False
+    assert all(torch.isfinite(parameter).all() for parameter in model.policy.parameters())
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_training_goes_on_from_a_file_as_from_memory(name: str, tmp_path: Any) -> None:
+    model = trained(name, 7)
+    model.save(tmp_path / "agent.zip")
+    loaded = SparseTD3.load(tmp_path / "agent.zip", env=reach())
+    loaded.replay_buffer = copy.deepcopy(model.replay_buffer)
+    loaded.set_logger(model.logger)
+    for each in (model, loaded):
+        set_random_seed(11)
+        each.train(5, 16)
+    assert same(loaded.get_parameters(), model.get_parameters())
+    assert same(loaded.adaptation_state(), model.adaptation_state())
+    assert loaded.changes == model.changes
+
+
+def test_options_go_with_the_name() -> None:
+    model = trained("rigl:grow_mix=1:drop_fraction=0.5", 4)
+    assert model.critic_sparsifier is not None
+    assert model.critic_sparsifier.choices.grow_mix == 1
+    assert model.critic_sparsifier.fraction(0) == 0.5
+    with pytest.raises(ValueError, match=r"topology 'rigl' has no option 'grow_mux'; known: .*grow_mix"):
+        agent(topology="rigl:grow_mux=1")
