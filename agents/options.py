@@ -66,10 +66,9 @@ class SparseOptions:
             check_sparsity(sparsity if own is None else own) for own in (actor_sparsity, critic_sparsity)
         )  # fmt: skip
         if preset.dense and (actor or critic):
-            others = ", ".join(name for name, other in PRESETS.items() if not other.dense)
             raise ValueError(
                 f"topology {topology!r} keeps every connection, got sparsity {max(actor, critic):g}; leave "
-                f"the sparsity out, or choose one of {others}"
+                f"the sparsity out, or choose a sparse topology, as 'static' or 'set'"
             )
         options = cls(
             topology, actor, critic, distribution or preset.distribution, dense, init or preset.init,
