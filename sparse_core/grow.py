@@ -8,10 +8,14 @@ from typing import NamedTuple
 from torch import Tensor
 
 from sparse_core.registry import Rules
+from sparse_core.signals import Capture
 from sparse_core.view import LayerView
 
 Choice = Callable[..., Tensor]
 """(view, count, **options) -> `count` vacant flat positions."""
+
+
+Observer = Callable[[dict[str, Tensor], Capture, tuple[int, int]], None]
 
 
 class GrowRule(NamedTuple):
@@ -23,6 +27,8 @@ class GrowRule(NamedTuple):
     in_place: bool = False
     dense_gradient: bool = False
     """It looks at the dense gradient of every layer, 2·B·N operations a change."""
+    observe: Observer | None = None
+    """What it does with every step's captured batch: (the layer's memory, capture, shape) -> None."""
 
 
 GROW_RULES: Rules[GrowRule] = Rules("grow rule")
@@ -35,6 +41,7 @@ def grow_rule(
     needs_importance: bool = False,
     in_place: bool = False,
     dense_gradient: bool = False,
+    observe: Observer | None = None,
 ) -> Callable[[Choice], Choice]:
     """Decorator: the function is the grow rule `name` from now on; its keyword-only arguments are the rule's options.
 
@@ -42,7 +49,7 @@ def grow_rule(
     """
 
     def register(choose: Choice) -> Choice:
-        GROW_RULES.add(name, GrowRule(choose, needs_capture, needs_importance, in_place, dense_gradient))
+        GROW_RULES.add(name, GrowRule(choose, needs_capture, needs_importance, in_place, dense_gradient, observe))
         return choose
 
     return register

@@ -68,6 +68,17 @@ class Capture:
         """The kept batches, oldest first: inputs (B, in_features, …), output gradients (B, out_features, …)."""
         return [(inputs, gradients) for _, inputs, gradients in self._pairs]
 
+    @property
+    def newest(self) -> int:
+        """Number of the last batch that is kept."""
+        return self._pairs[-1][0]
+
+    def latest(self) -> Capture:
+        """The last batch alone."""
+        return self.with_pairs(
+            [(inputs, gradients) for batch, inputs, gradients in self._pairs if batch == self.newest]
+        )
+
     def with_pairs(self, pairs: Pairs) -> Capture:
         """Other pairs, of the same shapes, whose products this layer's connections would make."""
         other = Capture(self.batches)

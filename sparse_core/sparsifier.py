@@ -111,6 +111,7 @@ class Sparsifier:
         rules = [part[1] for part in (self.method.drop, self.method.grow, self.method.prune) if part is not None]
         births = [self.birth] if isinstance(self.birth, Birth) else []
         self.needs_capture = any(rule.needs_capture for rule in [*rules, *births]) or method.redistribute == "gradient"
+        self._observer = None if self.method.grow is None else self.method.grow[1].observe
         last = period if method.once else None if total_steps is None else int(stop * total_steps + 1e-9)
         self.fraction = SCHEDULES[schedule](drop_fraction, last or 0)
         self.every = Every(period, last)
@@ -195,10 +196,20 @@ class Sparsifier:
         self.steps += 1
         if not self.choices.changes:
             return {}
+        self._observe()
         self._pending = self._pending or self.every.due(self.steps)
         rewirings = self.update() if self._pending and allowed else {}
         self._arm()
         return rewirings
+
+    def _observe(self) -> None:
+        """Show a rule that watches training this step's batch, if the model has had one."""
+        if self._observer is None:
+            return
+        for name, layer in self.layers.items():
+            if layer.capture is not None and len(layer.capture) and layer.capture.newest == self.steps - 1:
+                seen = layer.capture.latest()
+                self._observer(self._memory[name], seen, layer.shape)
 
     def update(self) -> Rewirings:
         """Change the topology now: drop, grow, carry values, optimizer state and followers along."""
@@ -321,7 +332,11 @@ class Sparsifier:
         if not self.needs_capture:
             return
         following = self.every.next_due(self.steps)
-        near = self._pending or (following is not None and following - self.steps <= self._captured_steps)
+        near = (
+            self._pending
+            or self._observer is not None
+            or (following is not None and following - self.steps <= self._captured_steps)
+        )
         for layer in self.layers.values():
             if near and layer.capture is None:
                 layer.capture = Capture(self.choices.capture_batches)

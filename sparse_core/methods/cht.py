@@ -45,8 +45,18 @@ def paths(view: LayerView, count: int) -> Tensor:
     CH3-L3p: a path u - a - b - v counts 1 / √((1 + e_a)(1 + e_b)), e the links of a node to neither end nor to the
     nodes between them. With the mask M after the drop alone: no data, no gradients. Streamed.
     """
+    from sparse_core.path_kernels import ch3_l3p_rows
+
     mask = _mask(view)
-    return view.strongest(count, _by_rows(view, lambda rows: _ch3(mask, rows)))
+    by_input = mask.tocsc()
+    tables = [table.astype(np.int64) for table in (mask.indptr, mask.indices, by_input.indptr, by_input.indices)]
+
+    def scored(rows: Any) -> Any:
+        scores = np.zeros((len(rows), view.shape[1]))
+        ch3_l3p_rows(rows.astype(np.int64), *tables, scores)  # type: ignore[call-arg]  # mypy cannot count the tables
+        return scores
+
+    return view.strongest(count, _by_rows(view, scored))
 
 
 def _mask(view: LayerView) -> Any:
@@ -86,26 +96,6 @@ def _tied_by_row(shared: Any, degrees: Any) -> Any:
     shared = shared.tocsr()
     shared.data = (shared.data + 1) / np.maximum(np.repeat(degrees, np.diff(shared.indptr)) - shared.data, 1)
     return shared
-
-
-def _ch3(mask: Any, rows: Any) -> Any:
-    """CH3-L3p scores of some outputs, (rows, in), dense."""
-    found = np.zeros((len(rows), mask.shape[1]))
-    degree_out, degree_in = (np.asarray(mask.sum(axis)).ravel() for axis in (1, 0))
-    by_input = mask.T.tocsr()
-    for index, row in enumerate(rows):
-        read = mask.indices[mask.indptr[row] : mask.indptr[row + 1]]
-        if not read.size:
-            continue
-        # For a between: links to others than u and those of v's readers: degree_a - T_av - 1, plus 1.
-        ties = by_input[read] @ mask
-        ties.data = 1 / np.sqrt(np.maximum(np.repeat(degree_in[read], np.diff(ties.indptr)) - ties.data, 1))
-        shared = mask @ mask[row].T
-        weight = 1 / np.sqrt(np.maximum(degree_out - shared.toarray().ravel(), 1))
-        # Σ over b that read v: weight_b · Σ over a that b reads, too, of the tie of a with v.
-        through = (mask[:, read] @ ties).multiply(mask)
-        found[index] = through.T @ weight
-    return found
 
 
 PRESETS.add(

@@ -8,6 +8,7 @@ from torch import Tensor
 from sparse_core.draws import among, largest
 from sparse_core.drop import drop_rule
 from sparse_core.presets import PRESETS, Preset
+from sparse_core.signals import row_blocks
 from sparse_core.view import LayerView
 
 
@@ -35,19 +36,20 @@ def constant_fan_in(view: LayerView, count: int, *, ablate_below: float = 0.3) -
     if not good.numel():
         good = neurons[largest(salient[neurons], 1)]
     good = _with_room(view, good, neurons, salient)
-    dropped, grown = [], []
-    shares = _shares(view.count, good, salient)
-    for neuron, share in zip(good.tolist(), shares, strict=True):
-        own = ((rows == neuron) & kept).nonzero().squeeze(1)
-        stay = own[largest(view.values[own].abs(), min(share, own.numel()))]
-        grown.append(_steepest_of(view, neuron, stay, share - stay.numel()))
-        keep_row = torch.zeros_like(kept)
-        keep_row[stay] = True
-        dropped.append(((rows == neuron) & ~keep_row).nonzero().squeeze(1))
-    gone = ~torch.isin(rows, good)
-    all_dropped = torch.cat([*dropped, gone.nonzero().squeeze(1)]).sort().values
-    all_grown = torch.cat(grown).sort().values
-    return _settled(view, all_dropped, all_grown)
+    share = torch.zeros(view.shape[0], dtype=torch.int64)
+    share[good] = torch.tensor(_shares(view.count, good, salient))
+    stay = kept & (_rank_in_row(rows, view.values.abs()) < share[rows])
+    missing = share - torch.bincount(rows[stay], minlength=view.shape[0])
+    grown = _steepest_by_row(view, good, stay, missing)
+    return _settled(view, (~stay).nonzero().squeeze(1), grown)
+
+
+def _rank_in_row(rows: Tensor, sizes: Tensor) -> Tensor:
+    """Place of each connection (0, 1, …) among those of its row, the largest first; equal ones by index."""
+    order = sizes.sort(descending=True, stable=True).indices
+    order = order[rows[order].sort(stable=True).indices]
+    first = torch.searchsorted(rows[order], rows[order])
+    return torch.empty_like(order).index_copy_(0, order, torch.arange(order.numel()) - first)
 
 
 def _with_room(view: LayerView, good: Tensor, neurons: Tensor, salient: Tensor) -> Tensor:
@@ -66,15 +68,21 @@ def _shares(total: int, good: Tensor, salient: Tensor) -> list[int]:
     return [each + (index in more) for index in range(good.numel())]
 
 
-def _steepest_of(view: LayerView, neuron: int, stay: Tensor, count: int) -> Tensor:
-    """Positions with the largest |gradient| in one neuron's row, besides those that stay and what is not ours."""
-    width = view.shape[1]
-    scores = view.seen.gradient_rows(neuron, neuron + 1)[0].abs().cpu()
-    ours = torch.isin(view.blocked, view.positions)
-    shut = torch.cat([view.positions[stay], view.blocked[~ours]])
-    inside = shut[(shut // width) == neuron] % width
-    scores[inside] = -torch.inf
-    return largest(scores, count) + neuron * width
+def _steepest_by_row(view: LayerView, good: Tensor, stay: Tensor, missing: Tensor) -> Tensor:
+    """Positions with the largest |gradient|, `missing` of each row, besides those that stay and what is not ours."""
+    width, found = view.shape[1], []
+    theirs = view.blocked[~among(view.blocked, view.positions)]
+    shut = torch.cat([view.positions[stay], theirs]).sort().values
+    shown = view.seen.of_outputs(good)
+    for start, stop in row_blocks((good.numel(), width)):
+        rows = good[start:stop]
+        scores = shown.gradient_rows(start, stop).abs().cpu()
+        inside = shut[torch.isin(shut // width, rows)]
+        scores[torch.searchsorted(rows, inside // width), inside % width] = -torch.inf
+        order = scores.sort(dim=1, descending=True, stable=True).indices
+        wanted = torch.arange(width) < missing[rows][:, None]
+        found.append((rows[:, None] * width + order)[wanted])
+    return torch.cat(found).sort().values
 
 
 def _settled(view: LayerView, dropped: Tensor, grown: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from sparse_core import (
     DROP_RULES,
     GROW_RULES,
     PRESETS,
+    REDISTRIBUTIONS,
     Adam,
     LayerView,
     SparseLinear,
@@ -27,13 +28,14 @@ from sparse_core.choosing import Choosing
 from sparse_core.draws import sample_distinct
 from sparse_core.meters import nnz
 from sparse_core.methods.pruning import lamp_scores
+from sparse_core.redistribution import apportion
 from sparse_core.signals import Capture
 
 # In test_rules.py and in this file.
 WORKED = {"magnitude", "signed", "random", "gradient", "importance", "in-place"} | {
     "weight-and-gradient", "sampled-gradient", "cosine", "cosine-or-random", "neuron-importance",
     "neuron-importance-or-random", "global-magnitude", "lamp", "sensitivity", "adaptive-threshold", "sign-crossing",
-    "relative-importance", "ch2-l3n", "ch3-l3p", "constant-fan-in",
+    "relative-importance", "ch2-l3n", "ch3-l3p", "constant-fan-in", "similarity", "momentum",
 }  # fmt: skip
 
 # Four weights of a 2×4 layer, two to each output:
@@ -119,6 +121,57 @@ def test_wast_judges_neurons() -> None:
     assert set(GROW_RULES["neuron-importance-or-random"].choose(just, 2).tolist()) in ({3, 1}, {3, 6})
     with pytest.raises(RuntimeError, match="needs the drop rule 'neuron-importance', which gathers it"):
         GROW_RULES["neuron-importance"].choose(view(), 1)
+
+
+def test_similarity_searches_pairs_of_inputs_and_output_gradients() -> None:
+    # Inner products of the vacant places: 1: 20, 3: 10, 4: -1, 6: 0.
+    choose = {metric: GROW_RULES[f"similarity:metric={metric}"].choose for metric in ("abs", "ip", "l2")}
+    assert choose["abs"](view(), 2).tolist() == [1, 3]
+    assert choose["ip"](view(), 3).tolist() == [1, 3, 6]
+    # Distances (x_i - δ_j)²: 1: (2-10)² = 64, 3: 81, 4: (1+1)² = 4, 6: 1.
+    assert choose["l2"](view(), 2).tolist() == [4, 6]
+    with pytest.raises(ValueError, match=r"`metric` must be one of abs, ip, l2 .* got 'cosine'"):
+        GROW_RULES["similarity:metric=cosine"].choose(view(), 1)
+    with pytest.raises(ValueError, match="`grow_temperature` needs scores of one sign"):
+        choose["ip"](view(choosing=Choosing(1.0)), 1)
+
+
+@pytest.mark.parametrize("metric", ["abs", "ip", "l2"])
+def test_faiss_with_all_inputs_asked_for_is_the_exact_search(metric: str) -> None:
+    pytest.importorskip("faiss")
+    for seed in range(20):
+        generator = seeded(seed)
+        topology, capture = Topology.random((9, 12), 30, generator), Capture(1)
+        capture.add(torch.randn(5, 12, generator=generator), torch.randn(5, 9, generator=generator))
+        shown = LayerView((9, 12), topology.positions, torch.ones(30), topology.positions, generator, capture)
+        exact = GROW_RULES[f"similarity:metric={metric}"].choose(shown, 10)
+        asked = GROW_RULES[f"similarity:metric={metric}:search=faiss:k_similar=1"].choose(shown, 10)
+        assert torch.equal(exact, asked)
+    # A narrow search still gives as many as are wanted, and hashing, too.
+    for options in ("k_similar=0.1", "k_similar=0.3:lsh_bits=16"):
+        few = GROW_RULES[f"similarity:metric={metric}:search=faiss:{options}"].choose(shown, 40)
+        assert few.unique().numel() == 40
+
+
+def test_snfs_grows_by_momentum_of_absent_weights() -> None:
+    # Two steps with dense gradients G = 10 20 0 10 | -1 -2 0 -1 and 2·G in the last: M = 0.9·G + 2·G.
+    memory: dict[str, Tensor] = {}
+    for scale in (1.0, 2.0):
+        capture = Capture(1)
+        capture.add(INPUTS, GIVEN * scale)
+        assert GROW_RULES["momentum"].observe is not None
+        GROW_RULES["momentum"].observe(memory, capture, (2, 4))
+    assert memory["momentum"].tolist() == [
+        pytest.approx([29.0, 58.0, 0.0, 29.0]),
+        pytest.approx([-2.9, -5.8, 0.0, -2.9]),
+    ]
+    assert GROW_RULES["momentum"].choose(view(memory=memory), 2).tolist() == [1, 3]
+    # Redistribution: mean |momentum| of what is left, here of 0, 2 (29, 0) and 5, 7 (5.8, 2.9).
+    assert REDISTRIBUTIONS["momentum"]({"only": view(memory=memory)}) == {
+        "only": pytest.approx((29 + 0 + 5.8 + 2.9) / 4)
+    }
+    with pytest.raises(RuntimeError, match="the momentum of absent weights was never gathered"):
+        GROW_RULES["momentum"].choose(view(), 1)
 
 
 def two_layers(first: list[float], second: list[float]) -> dict[str, LayerView]:
@@ -437,6 +490,99 @@ def test_granet_agrees_with_a_dense_mask() -> None:
         left = cells - round(wanted * cells)
         numpy_granet(layers, left, cosine_share(0.5, 1, 7))
         agrees(model, layers)
+
+
+def numpy_snfs(layers: list[Dense], share: float) -> None:
+    lost = []
+    for dense in layers:
+        lost.append(int(share * dense.mask.sum() + 1e-9))
+        dense.weakest(np.abs(dense.weight), lost[-1])
+    room = [int((~dense.mask).sum()) for dense in layers]
+    means = [np.abs(dense.gradient[dense.mask]).mean() if dense.mask.any() else 0.0 for dense in layers]
+    for dense, count in zip(layers, apportion(means, room, sum(lost)), strict=True):
+        dense.grow(np.abs(dense.gradient), count)
+
+
+def test_snfs_agrees_with_a_dense_mask() -> None:
+    for seed in cases():
+        model, layers, _ = one_change("snfs", seed, layers=2)
+        total = sum(dense.mask.sum() for dense in layers)
+        numpy_snfs(layers, cosine_share(0.5, 1, 10))  # after one step the momentum is the gradient
+        agrees(model, layers)
+        assert sum(layer.nnz for layer in sparse_layers(model).values()) == total
+
+
+def test_deepr_agrees_with_a_dense_mask() -> None:
+    for seed in cases():
+        generator = seeded(seed)
+        rows, columns = (int(torch.randint(2, 9, (), generator=generator)) for _ in range(2))
+        layer = SparseLinear(columns, rows, sparsity=0.6, dtype=torch.float64, generator=generator, bias=False)
+        weight, mask = layer.to_dense().weight.detach().numpy().copy(), layer.topology.to_mask().numpy().copy()
+        signs = np.where(weight < 0, -1.0, 1.0)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
+        sparsifier = Sparsifier.preset("deepr", layer, optimizer, total_steps=10, seed=seed)
+        draws = generators(seed, "")[""]
+        for _ in range(3):
+            gradient = torch.randn(rows, columns, dtype=torch.float64, generator=generator) / 4
+            layer.values.grad = gradient.flatten()[layer.positions]
+            optimizer.step()
+            sparsifier.step()
+            # θ = sign · weight: a gradient step, noise and shrinkage; dormant where θ ≤ 0, then others come.
+            here = np.flatnonzero(mask)
+            noise = torch.empty(here.size, dtype=torch.float64).normal_(0, 1e-5, generator=draws).numpy()
+            theta = signs.flat[here] * weight.flat[here] - 0.5 * signs.flat[here] * gradient.numpy().flat[here]
+            theta += 0.5 * (noise - 1e-5)
+            weight.flat[here] = signs.flat[here] * theta
+            gone = here[theta <= 0]
+            free = np.flatnonzero(~mask)  # what has just become dormant may not come back at once
+            mask.flat[gone] = False
+            grown = free[sample_distinct(free.size, min(gone.size, free.size), draws).numpy()]
+            signs.flat[grown] = (torch.randint(2, (grown.size,), generator=draws) * 2 - 1).numpy()
+            weight.flat[gone], weight.flat[grown] = 0.0, 1e-12 * signs.flat[grown]
+            mask.flat[grown] = True
+            if gone.size <= free.size:
+                assert np.array_equal(layer.topology.to_mask().numpy(), mask)
+                np.testing.assert_allclose(layer.to_dense().weight.detach().numpy(), weight, atol=1e-15)
+
+
+def numpy_srigl(dense: Dense, count: int, gamma: float) -> None:
+    """Constant fan-in and neuron ablation from the text, neuron by neuron."""
+    rows, columns = dense.mask.shape
+    total = int(dense.mask.sum())
+    kept = dense.mask.copy()
+    present = np.flatnonzero(kept)
+    kept.flat[present[np.argsort(np.abs(dense.weight.flat[present]), kind="stable")[:count]]] = False
+    steep = np.zeros_like(kept)
+    free = np.flatnonzero(~kept)
+    steep.flat[free[np.argsort(-np.abs(dense.gradient.flat[free]), kind="stable")[:count]]] = True
+    salient = kept.sum(1) + steep.sum(1)
+    active = [row for row in range(rows) if dense.mask[row].any() or salient[row]]
+    good = [row for row in range(rows) if salient[row] >= max(gamma * total / len(active), 1)]
+    by_salience = sorted(range(rows), key=lambda row: (-salient[row], row))
+    good = good or by_salience[:1]
+    while len(good) * columns < total:
+        good = sorted([*good, next(row for row in by_salience if row not in good)])
+    each, odd = divmod(total, len(good))
+    favoured = sorted(good, key=lambda row: (-salient[row], row))[:odd]
+    dense.mask[:] = False
+    for row in good:
+        share = each + (row in favoured)
+        own = sorted(np.flatnonzero(kept[row]), key=lambda column: (-abs(dense.weight[row, column]), column))[:share]
+        dense.mask[row, own] = True
+        others = sorted(
+            np.flatnonzero(~dense.mask[row]), key=lambda column: (-abs(dense.gradient[row, column]), column)
+        )
+        dense.mask[row, others[: share - len(own)]] = True
+
+
+def test_srigl_agrees_with_a_dense_mask() -> None:
+    for seed in cases():
+        gamma = (0.3, 0.95, 1.5)[seed % 3]
+        model, (dense,), _ = one_change("srigl", seed, options={"ablate_below": gamma})
+        numpy_srigl(dense, int(cosine_share(0.3, 1, 7) * dense.mask.sum() + 1e-9), gamma)
+        agrees(model, [dense])
+        fan_in = dense.mask.sum(1)
+        assert np.ptp(fan_in[fan_in > 0]) <= 1
 
 
 def numpy_ch2(mask: np.ndarray) -> np.ndarray:

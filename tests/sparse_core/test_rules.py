@@ -127,6 +127,7 @@ def random_view(rows: int, columns: int, share: float, seed: int, constrained: b
     values = torch.randint(-3, 4, (movable.numel(),), generator=generator) / 4  # with ties and zeros
     whole = [torch.randint(4, (size,), generator=generator) / 4 for size in (movable.numel(), *topology.shape)]
     memory = {"outputs": whole[1].double(), "inputs": whole[2].double()}
+    memory["momentum"] = torch.outer(whole[1], whole[2])
     weight = torch.zeros(rows * columns).index_copy_(0, movable, values).view(rows, columns)
     return LayerView(
         topology.shape, movable, values, topology.positions, generator, capture, constraint, Signals(*whole),
