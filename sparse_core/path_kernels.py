@@ -9,7 +9,9 @@ from numba import njit
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def ch3_l3p_rows(rows: Any, pointer: Any, columns: Any, pointer_in: Any, outputs: Any, scores: Any) -> None:
+def ch3_l3p_rows(  # noqa: C901  # one nest of loops
+    rows: Any, pointer: Any, columns: Any, pointer_in: Any, outputs: Any, scores: Any
+) -> None:
     """CH3-L3p scores of some outputs, added to `scores` (rows, in), zeros before.
 
     Per output u, every path u - a - b - v is walked once: O(degree³).

@@ -397,7 +397,7 @@ def test_connections_given_back_are_gone_from_the_network_and_their_loss_is_said
 # ---- sizes that fit
 
 
-@pytest.mark.parametrize("tasks", [5, 10, 20, 50])
+@pytest.mark.parametrize("tasks", [5, 10, 20, pytest.param(50, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("widths", [(784, 400, 400), (64, 60, 60), (16, 40)])
 @pytest.mark.parametrize("reserve", [0.0, 0.5, 1.0])
@@ -419,7 +419,7 @@ def test_fitting_five_tasks_of_mnist_is_the_release() -> None:
 
 
 @pytest.mark.parametrize("name", ["spacenet", "spacenet-2021", "afaf", "spacenet-rehearsal"])
-@pytest.mark.parametrize("tasks", [20, 50])
+@pytest.mark.parametrize("tasks", [20, pytest.param(50, marks=pytest.mark.slow)])
 def test_many_tasks_end_to_end(name: str, tasks: int) -> None:
     benchmark = blobs(tasks=tasks, samples=8)
     strategy = build_strategy(name, Setup(benchmark, hidden=(100, 100), epochs=1, batch_size=8))

@@ -296,7 +296,9 @@ def test_evaluation_while_training_changes_nothing(digits: ContinualBenchmark) -
 
 
 @pytest.mark.parametrize("labels", [False, True])
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize(
+    "name", [name if name in ("spacenet", "afaf") else pytest.param(name, marks=pytest.mark.slow) for name in OURS]
+)
 def test_data_that_is_not_ours_goes_through_avalanches_loader(name: str, labels: bool) -> None:
     streams = nc_benchmark(*foreign(8), 2, task_labels=labels, fixed_class_order=[0, 1, 2, 3])
     benchmark = wrap(streams)

@@ -57,7 +57,7 @@ def backends_of(directory: Path) -> Any:
     return json.loads((directory / "config.json").read_text())["backends"]
 
 
-@pytest.mark.parametrize("backend", ["csr", "gemm", "rows"])
+@pytest.mark.parametrize("backend", ["csr", "gemm", pytest.param("rows", marks=pytest.mark.slow)])
 def test_exact_resume(backend: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crossover, "measure", never)
     whole, part = train(tmp_path / "whole", backend=backend, steps=500), tmp_path / "part"
@@ -82,7 +82,7 @@ def remove(cache: Path) -> None:
     file.unlink()
 
 
-@pytest.mark.parametrize("harm", [poison, remove])
+@pytest.mark.parametrize("harm", [poison, pytest.param(remove, marks=pytest.mark.slow)])
 def test_exact_resume_of_what_was_settled(
     harm: Callable[[Path], None], settled: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,19 +55,13 @@ SLOW = pytest.mark.slow
         # Two epochs of a task, then its end, are stored.
         pytest.param(CheckpointStore, "save", 3, [[1, 2], []], id="at the end of a task"),
         pytest.param(CheckpointStore, "save", 6, [[4, 5], []], id="within a task"),
-        pytest.param(CheckpointStore, "save", 8, [[6, 7], []], id="early in a task"),
+        pytest.param(CheckpointStore, "save", 8, [[6, 7], []], id="early in a task", marks=SLOW),
         pytest.param(Examiner, "examine", 2, [[4, 5], []], id="in an evaluation"),
-        pytest.param(
-            runs.continual.seeds, "write_record", 5, [[14, 15], []], id="before a seed is done", marks=pytest.mark.slow
-        ),
-        pytest.param(SeedRun, "run", 2, [[14, 15], []], id="between two seeds"),
-        pytest.param(CheckpointStore, "save", 20, [[14, 15], [3, 4]], id="in the second seed"),
-        pytest.param(
-            runs.continual.whole, "result", 1, [[14, 15], [14, 15]], id="before the result", marks=pytest.mark.slow
-        ),
-        pytest.param(
-            runs.continual.whole, "draw_accuracy", 1, [[14, 15], [14, 15]], id="in a picture", marks=pytest.mark.slow
-        ),
+        pytest.param(runs.continual.seeds, "write_record", 5, [[14, 15], []], id="before a seed is done", marks=SLOW),
+        pytest.param(SeedRun, "run", 2, [[14, 15], []], id="between two seeds", marks=SLOW),
+        pytest.param(CheckpointStore, "save", 20, [[14, 15], [3, 4]], id="in the second seed", marks=SLOW),
+        pytest.param(runs.continual.whole, "result", 1, [[14, 15], [14, 15]], id="before the result", marks=SLOW),
+        pytest.param(runs.continual.whole, "draw_accuracy", 1, [[14, 15], [14, 15]], id="in a picture", marks=SLOW),
     ],
 )
 def test_killed(owner: Any, name: str, number: int, left: list[list[int]], finished: Path, tmp_path: Path) -> None:
@@ -82,8 +76,8 @@ def test_killed(owner: Any, name: str, number: int, left: list[list[int]], finis
 @pytest.mark.parametrize(
     ("owner", "name", "number"),
     [
-        pytest.param(Examiner, "examine", 3, id="in the first seed"),
-        pytest.param(SeedRun, "run", 2, id="between two seeds"),
+        pytest.param(Examiner, "examine", 3, id="in the first seed", marks=SLOW),
+        pytest.param(SeedRun, "run", 2, id="between two seeds", marks=SLOW),
         pytest.param(SeedRun, "_epoch_ends", 20, id="within a task of the second seed"),
     ],
 )
@@ -99,11 +93,11 @@ def test_killed_without_checkpoints(owner: Any, name: str, number: int, plain: P
     "changes",
     [
         pytest.param({"isolation": "strict"}, id="strict"),
-        pytest.param({"channels": "20", "norm": "batch"}, id="convolutions", marks=pytest.mark.slow),
-        pytest.param({"optimizer": "adam", "learning_rate": 0.01}, id="Adam", marks=pytest.mark.slow),
-        pytest.param({"strategy": "spacenet-2021"}, id="2021", marks=pytest.mark.slow),
-        pytest.param({"strategy": "spacenet-rehearsal"}, id="rehearsal", marks=pytest.mark.slow),
-        pytest.param({"strategy": "afaf"}, id="afaf", marks=pytest.mark.slow),
+        pytest.param({"channels": "20", "norm": "batch"}, id="convolutions", marks=SLOW),
+        pytest.param({"optimizer": "adam", "learning_rate": 0.01}, id="Adam", marks=SLOW),
+        pytest.param({"strategy": "spacenet-2021"}, id="2021", marks=SLOW),
+        pytest.param({"strategy": "spacenet-rehearsal"}, id="rehearsal", marks=SLOW),
+        pytest.param({"strategy": "afaf"}, id="afaf", marks=SLOW),
     ],
 )
 def test_killed_twice(changes: dict[str, Any], tmp_path: Path) -> None:
@@ -121,7 +115,7 @@ def test_killed_twice(changes: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "stopped", "where"),
     [
-        (5, 5, "seed 0, task 2, epoch 2"),  # the fifth epoch's end
+        pytest.param(5, 5, "seed 0, task 2, epoch 2", marks=SLOW),  # the fifth epoch's end
         (6, 6, "seed 0, task 3, epoch 0"),  # the task ends with it
     ],
 )

@@ -117,7 +117,7 @@ def killed_at(owner: Any, name: str, number: int, arguments: list[str]) -> int:
     ("owner", "name", "number", "left"),
     [
         pytest.param(Scorer, "__init__", 1, [], id="before the first step", marks=pytest.mark.slow),
-        pytest.param(os, "rename", 1, [], id="in the first checkpoint"),
+        pytest.param(os, "rename", 1, [], id="in the first checkpoint", marks=pytest.mark.slow),
         pytest.param(Scorer, "score", 1, [300], id="in an evaluation"),
         pytest.param(os, "rename", 2, [300], id="before the second checkpoint", marks=pytest.mark.slow),
         pytest.param(os, "rename", 4, [300, 600, 900], id="while the oldest is removed", marks=pytest.mark.slow),
@@ -243,7 +243,7 @@ def test_kill_9_with_every_topology(topology: str, finished: Path, tmp_path: Pat
     kill_9(directory, MIDDLE, **changes)
     assert main("resume", directory) == 0
     assert_equal_runs(directory, whole)
-    if PRESETS[topology].drop:
+    if PRESETS[topology].changes:
         assert_enough_on_both_sides(whole, MIDDLE)
 
 

@@ -246,6 +246,7 @@ def test_both_backends_take_one_trajectory(preset: str) -> None:
         torch.testing.assert_close(layer.values, models[1][name].values, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_first_product_compiles_in_time(tmp_path: Any) -> None:
     code = (
         "import time, torch; from sparse_core import SparseLinear\n"
