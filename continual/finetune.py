@@ -20,7 +20,7 @@ from continual.loading import InMemory
 from continual.scoring import evaluating
 from continual.subspaces import task_seed
 from continual.tensors import classes_of
-from sparse_core import SparseMLP, Sparsifier, generators, meters, sparse_layers
+from sparse_core import PRESETS, SparseMLP, Sparsifier, generators, meters, sparse_layers
 
 
 class SparseFinetune(SparseEpochs, InMemory, SupervisedTemplate):
@@ -62,6 +62,11 @@ class SparseFinetune(SparseEpochs, InMemory, SupervisedTemplate):
         seed: int | None = None,
     ) -> None:
         HEADS[head]
+        if PRESETS[topology].prune is not None:
+            raise ValueError(
+                f"topology {topology!r} comes down to its sparsity once, over one training; tasks that follow each "
+                "other have no such end: choose a method that keeps its number of connections, as 'set' or 'rigl'"
+            )
         super().__init__(
             model=model, optimizer=optimizer, criterion=criterion or nn.CrossEntropyLoss(), device=device,
             train_mb_size=train_mb_size, train_epochs=train_epochs, eval_mb_size=eval_mb_size, plugins=plugins,
@@ -91,7 +96,7 @@ class SparseFinetune(SparseEpochs, InMemory, SupervisedTemplate):
         seed = task_seed(self.seed, len(self.tasks))
         self.sparsifier = Sparsifier.preset(
             self.topology, self.model, self.optimizer, drop_fraction=self.drop_fraction,
-            period=max(len(self.dataloader), 1), seed=seed,
+            period=1 if PRESETS[self.topology].each_step else max(len(self.dataloader), 1), seed=seed,
             total_steps=max(len(self.dataloader) * self.train_epochs, 1),
         )  # fmt: skip
         if resumed is not None and resumed["sparsifier"] is not None:

@@ -1,0 +1,38 @@
+"""Every method of the core moves the connections of a learner that reserves nothing."""
+
+import pytest
+import torch
+from synthetic import blobs
+
+from continual.finetune import SparseFinetune, sparse_network
+from sparse_core import PRESETS, Adam, sparse_layers
+from sparse_core.meters import nnz
+
+
+def learner(topology: str) -> SparseFinetune:
+    model = sparse_network(16, (24, 24), 6, 400, seed=0, backend="gemm")
+    optimizer = Adam(model.parameters(), lr=0.01)
+    return SparseFinetune(
+        model=model, optimizer=optimizer, topology=topology, train_mb_size=16, train_epochs=10, seed=0
+    )
+
+
+@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.changes and not preset.prune])
+def test_learns_task_after_task(name: str) -> None:
+    made = learner(name)
+    before = [layer.topology for layer in sparse_layers(made.model).values()]
+    benchmark = blobs(2)
+    made.train(benchmark.train[0])
+    x, y = benchmark.tensors("test", 0)
+    assert (made.task_scores(x, 0).argmax(1) == y).float().mean() > 0.9
+    made.train(benchmark.train[1])
+    assert nnz(made.model) == 400
+    after = [layer.topology for layer in sparse_layers(made.model).values()]
+    assert not PRESETS[name].searches or before != after
+    assert all(torch.isfinite(parameter).all() for parameter in made.model.parameters())
+
+
+@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.prune])
+def test_a_method_with_one_end_has_no_place_among_tasks(name: str) -> None:
+    with pytest.raises(ValueError, match=f"topology '{name}' comes down to its sparsity once, over one training"):
+        learner(name)
