@@ -32,8 +32,8 @@ def training_cost(model: SparseTD3, updates: int, steps: int) -> int:
     total += actor_forward * max(0, steps - model.learning_starts)
     batch = model.batch_size * model.sparse_options.capture_batches
     for network, sparsifier in ((model.critic, model.critic_sparsifier), (model.actor, model.actor_sparsifier)):
-        if sparsifier is not None and sparsifier.needs_capture:
-            total += sparsifier.changes * growth_flops(network, batch, dense=sparsifier.looks_at_dense_gradient)
+        if sparsifier is not None and sparsifier.looks:
+            total += sparsifier.looks * growth_flops(network, batch, dense=sparsifier.looks_at_dense_gradient)
     return total
 
 

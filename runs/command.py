@@ -12,6 +12,7 @@ from typing import Any
 import tyro
 
 from runs.failure import UserError
+from runs.methods.options import Methods
 from runs.options import Bench, Command, Continual, Demo, Evaluate, Export, List, Resume, Train
 from runs.report.options import Report
 from runs.studies.options import Compare, CompareContinual
@@ -82,6 +83,7 @@ _HANDLERS = {
     Compare: "runs.studies.command:compare",
     CompareContinual: "runs.studies.command:compare_learners",
     Report: "runs.report.command:report",
+    Methods: "runs.methods.command:methods",
     Evaluate: "runs.evaluation:evaluate",
     Export: "runs.export:export",
     List: "runs.listing:show",

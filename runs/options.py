@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from runs.flags import AgentFlags, LearnerFlags, left_out
+from runs.methods.options import Methods
 from runs.report.options import Report
 from runs.studies.options import Compare, CompareContinual
 
@@ -165,6 +166,7 @@ Command = (
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[CompareContinual, tyro.conf.subcommand("compare-continual")]
     | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Methods, tyro.conf.subcommand("methods")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[List, tyro.conf.subcommand("list")]

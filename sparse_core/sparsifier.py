@@ -255,7 +255,13 @@ class Sparsifier:
     @property
     def looks_at_dense_gradient(self) -> bool:
         """Whether a change multiplies out a dense gradient or activation product, 2·B·N operations."""
-        return self.method.grow is not None and self.method.grow[1].dense_gradient
+        plans = self.method.drop is not None and self.method.drop[1].plans
+        return plans or (self.method.grow is not None and self.method.grow[1].dense_gradient)
+
+    @property
+    def looks(self) -> int:
+        """How often gradients of places without a connection were worked out: at every change, or at every step."""
+        return self.steps if self._observer is not None else self.changes if self.needs_capture else 0
 
     def reached_plateau(self) -> None:
         """Say that validation gets no better: methods that search until then (CTRE) grow at random from now on."""

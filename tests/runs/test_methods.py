@@ -1,0 +1,73 @@
+"""`sparse-agents methods`: every method on scikit-learn's digits, one file a run, and a table."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from runs.command import main
+from runs.methods.table import as_markdown, rows_of
+
+SMALL = ["methods", "--sparsities", "0.8", "--hidden", "24,24", "--seeds", "1", "--epochs", "1", "--topologies"]
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["methods", *arguments]) == 2
+    return capsys.readouterr().err
+
+
+def test_table_by_hand() -> None:
+    def run(accuracy: float, seconds: float, reached: float | None) -> dict:
+        measured = {"seconds": seconds, "seconds_to_target": reached}
+        return {"accuracy": accuracy, "measured": measured, "nnz": 1200, "bytes": 2_500_000, "flops": 3e12}
+
+    runs = [("rigl", 0.9, run(0.96, 10, 4.0)), ("rigl", 0.9, run(0.98, 12, None)), ("gmp", 0.9, run(0.5, 1, None))]
+    rigl, gmp = rows_of(runs)
+    assert (rigl.accuracy, rigl.seeds, rigl.reached, rigl.seconds_to_target, rigl.seconds) == (0.97, 2, 1, 4.0, 11)
+    assert (gmp.accuracy_std, gmp.seconds_to_target) == (None, None)
+    table = as_markdown([rigl, gmp])
+    assert "| rigl | 90 % | 97.00 ± 1.41 | 4.0 (1 of 2) | 11.0 | 1,200 | 2.50 MB | 3 T |" in table
+    assert "| gmp * | 90 % | 50.00 | never | 1.0 |" in table
+    assert "dense by nature: gmp begins with every connection" in table
+
+
+def test_finished_runs_are_kept_and_the_same_seed_gives_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main([*SMALL, "set,rigl:grow_mix=0.5", "--out", str(first)]) == 0
+    names = {"dense-0", "small-dense-0.8", "static-0.8", "set-0.8", "rigl-grow_mix=0.5-0.8"}
+    assert {path.stem.removesuffix("-seed0") for path in first.glob("*.json")} == names
+    with (first / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["topology"] for row in rows] == ["dense", "small-dense", "static", "set", "rigl:grow_mix=0.5"]
+    counts = {row["topology"]: int(row["nnz"]) for row in rows}
+    cells = 64 * 24 + 24 * 24 + 24 * 10
+    assert counts["static"] == counts["set"] == cells - round(0.8 * cells)
+    assert abs(counts["small-dense"] - counts["set"]) < 60
+    assert "| set | 80 % |" in capsys.readouterr().out
+    # A run that is there is not trained again; one that is not, is, and comes out the same.
+    kept, again = first / "set-0.8-seed0.json", first / "static-0.8-seed0.json"
+    stamp, before = kept.stat().st_mtime_ns, json.loads(again.read_text())
+    again.unlink()
+    assert main([*SMALL, "set,rigl:grow_mix=0.5", "--out", str(first)]) == 0
+    assert kept.stat().st_mtime_ns == stamp
+    after = json.loads(again.read_text())
+    assert {key: each for key, each in after.items() if key != "measured"} == {
+        key: each for key, each in before.items() if key != "measured"
+    }
+    assert not second.exists()
+
+
+def test_mistakes_are_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--out", str(tmp_path / "never")]
+    assert "no topology called 'sett'; did you mean 'set'?" in fails(capsys, "--topologies", "sett", *out)
+    assert "`sparsities` must be a comma list of numbers in [0, 1), got '1.5'" in fails(
+        capsys, "--sparsities", "1.5", *out
+    )
+    assert "`hidden` must be widths such as 400,400, got '4x4'" in fails(capsys, "--hidden", "4x4", *out)
+    assert "takes its connections from another run" in fails(capsys, "--topologies", "final-topology", *out)
+    assert not (tmp_path / "never").exists()
+    (tmp_path / "dense-0-seed0.json").write_text('{"format": "something else"}')
+    assert "is no run of this program's `methods`" in fails(capsys, "--out", str(tmp_path))
