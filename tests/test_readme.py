@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from runs.command import parse
-from sparse_core import DROP_RULES
+from sparse_core import DROP_RULES, PRESETS
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -52,6 +52,15 @@ def test_commands_are_understood(command: str) -> None:
 
 def test_there_are_commands_to_understand() -> None:
     assert len(commands()) >= 6
+
+
+def test_every_method_is_in_the_table_with_its_choices() -> None:
+    table = (Path(__file__).parent.parent / "docs" / "methods.md").read_text()
+    rows = {line.split("`")[1]: line.replace("\\|", "|") for line in table.splitlines() if line.startswith("| `")}
+    assert {name for name in rows if name in PRESETS} == set(PRESETS)
+    for name, preset in PRESETS.items():
+        for choice in (preset.summary, preset.drop or preset.prune, preset.grow, preset.dense_by_nature):
+            assert choice is None or choice in rows[name], (name, choice)
 
 
 def test_links_lead_somewhere() -> None:
