@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from torch import nn
 
-from sparse_core import BACKENDS, DISTRIBUTIONS, INITIALISATIONS, PRESETS, SCHEDULES, SparseLinear, Topology
+from sparse_core import BACKENDS, DISTRIBUTIONS, INITIALISATIONS, PRESETS, SCHEDULES, Preset, SparseLinear, Topology
 from sparse_core.distributions import check_sparsity
 
 NORMS = ("none", "layer")
@@ -35,6 +35,7 @@ class SparseOptions:
     backend: str | Mapping[str, str]
     topologies: Mapping[str, Topology] | None = None
     norm: str = "none"  # the default is that of agents that were saved before there was a choice
+    input: float | None = None
 
     @classmethod
     def resolve(
@@ -56,11 +57,14 @@ class SparseOptions:
         backend: str | Mapping[str, str],
         topologies: Mapping[str, Topology] | None = None,
         norm: str = "none",
+        input_sparsity: float | None = None,
     ) -> SparseOptions:
         """The options with defaults filled in, or a `ValueError` that says what is wrong."""
         preset = PRESETS[topology]
+        if input_sparsity is not None:
+            _check_input(input_sparsity, preset, topology, (sparsity, actor_sparsity, critic_sparsity))
         if sparsity is None:
-            sparsity = 0.0 if preset.dense else 0.5
+            sparsity = 0.0 if preset.dense or input_sparsity is not None else 0.5
         check_sparsity(sparsity)
         actor, critic = (
             check_sparsity(sparsity if own is None else own) for own in (actor_sparsity, critic_sparsity)
@@ -75,7 +79,7 @@ class SparseOptions:
             preset.drop_fraction if drop_fraction is None else drop_fraction,
             period if period is not None else 1 if preset.each_step else 1_000, schedule or preset.schedule,
             preset.stop if stop is None else stop, capture_batches, total_updates,
-            dict(backend) if isinstance(backend, Mapping) else backend, topologies, norm,
+            dict(backend) if isinstance(backend, Mapping) else backend, topologies, norm, input_sparsity,
         )  # fmt: skip
         options.check()
         return options
@@ -112,7 +116,7 @@ class SparseOptions:
         return dict(
             actor=self.actor, critic=self.critic, distribution=self.distribution, dense=list(self.dense),
             init=self.init, backend=self.backend, norm=self.norm, seed=seed, topologies=self.topologies,
-            topology=self.topology,
+            topology=self.topology, input=self.input,
         )  # fmt: skip
 
     def sparsifier(
@@ -132,6 +136,21 @@ class SparseOptions:
             capture_batches=self.capture_batches, total_steps=total_updates, seed=seed, sparsity=sparsity,
             distribution=_for_all(self.distribution, networks),
         )  # fmt: skip
+
+
+def _check_input(share: float, preset: Preset, topology: str, others: tuple[float | None, ...]) -> None:
+    """Raise a `ValueError` where a sparsity of the input layer alone has no meaning."""
+    check_sparsity(share)
+    if any(others):
+        raise ValueError(
+            f"`input_sparsity` {share:g} leaves every other layer dense; leave `sparsity`, `actor_sparsity` and "
+            "`critic_sparsity` out, or leave it out"
+        )
+    if preset.dense or preset.prune is not None:
+        raise ValueError(
+            f"topology {topology!r} cannot keep an input layer sparse alone; choose one that keeps its number of "
+            "connections, as 'set' or 'static'"
+        )
 
 
 def _for_all(distribution: str, networks: int) -> str:

@@ -102,10 +102,21 @@ class SparseTD3Policy(TD3Policy):
                 for layer, topology in self.sparse["topologies"].items()
                 if layer.startswith(prefix)
             }
-        sparsify(getattr(owner, name), sparsity, generator=generator, **options)
+        network = getattr(owner, name)
+        if self.sparse.get("input"):
+            sparsity, options["dense"] = _input_alone(network, self.sparse["input"])
+        sparsify(network, sparsity, generator=generator, **options)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "sparse": self.sparse}
+
+
+def _input_alone(network: nn.Sequential, share: float) -> tuple[float, list[str]]:
+    """The sparsity of a network whose first layer alone is sparse, and the names of the layers that stay dense."""
+    layers = {name: module for name, module in network.named_children() if isinstance(module, nn.Linear)}
+    first, *others = layers
+    cells = sum(layer.weight.numel() for layer in layers.values())
+    return round(share * layers[first].weight.numel()) / cells, others
 
 
 def _normalise(network: nn.Sequential) -> None:

@@ -36,6 +36,8 @@ class AgentPreset:
     stop: float | None = None
     distribution: str | None = None
     sparsity: float | None = None
+    input_sparsity: float | None = None
+    """Of the first layer alone, every other layer being dense; not for a dense topology."""
     input_factor: Mapping[str, float] = field(default_factory=lambda: NONE)
     """Per environment, the factor of the first layer that `distribution` has room for as `{}`."""
 
@@ -66,5 +68,16 @@ AGENT_PRESETS.add(
         distribution="er:{},64",
         sparsity=0.5,
         input_factor=MappingProxyType({"": 7.0, "Ant": 40.0, "Humanoid": 61.0}),
+    ),
+)
+AGENT_PRESETS.add(
+    "anf",
+    AgentPreset(
+        "ANF: an input layer that is 80 % sparse, for noisy observations (Grooten et al. 2023, arXiv:2302.06548)",
+        learning_rate=1e-3,
+        weight_decay=2e-4,
+        batch_size=100,
+        drop_fraction=0.05,
+        input_sparsity=0.8,
     ),
 )

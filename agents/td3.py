@@ -69,6 +69,8 @@ class SparseTD3(TD3):
             targets (`nn.LayerNorm` with torch's defaults: Ba et al. 2016, arXiv:1607.06450; placed as in DroQ,
             arXiv:2110.02034, and BRO, arXiv:2405.16158). Modules are then numbered as SB3's `create_mlp` does with
             `post_linear_modules`: `actor.mu.3` is the second linear layer. `"none"`, the default, leaves it out.
+        input_sparsity: share of connections left out in the first layer of actor and critics, every other layer being
+            dense (ANF, arXiv:2302.06548); instead of `sparsity`.
         **kwargs: as in SB3.
 
     Raises:
@@ -100,6 +102,7 @@ class SparseTD3(TD3):
         topologies: Mapping[str, Topology] | None = None,
         backend: str | Mapping[str, str] = "auto",
         norm: str = "none",
+        input_sparsity: float | None = None,
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -108,7 +111,7 @@ class SparseTD3(TD3):
             distribution=distribution, dense=(dense,) if isinstance(dense, (str, int)) else tuple(dense), init=init,
             drop_fraction=drop_fraction, period=period, schedule=schedule, stop=stop,
             capture_batches=capture_batches, total_updates=total_updates, backend=backend, topologies=topologies,
-            norm=norm,
+            norm=norm, input_sparsity=input_sparsity,
         )  # fmt: skip
         if PRESETS[topology].given and topologies is None and _init_setup_model:
             raise ValueError(

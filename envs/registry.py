@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Space
 
+from envs.noise import Noise, NoisyFeatures
 from envs.replayable import Replayable
 
 log = logging.getLogger(__name__)
@@ -23,11 +24,14 @@ def names() -> list[str]:
     return list(BENCHMARK)
 
 
-def make(id: str, seed: int | None = None, *, render_mode: str | None = None, **kwargs: Any) -> Replayable:
+def make(
+    id: str, seed: int | None = None, *, render_mode: str | None = None, noise: Noise | None = None, **kwargs: Any
+) -> Replayable:
     """The environment called `id`, of continuous actions, with a state that can be stored.
 
     `seed` seeds the action space and the first reset that names no seed of its own;
-    without it both begin at a place of the operating system's choice. Further keywords
+    without it both begin at a place of the operating system's choice. `noise` appends features
+    that say nothing. Further keywords
     go to `gymnasium.make`. An `id` may name the module that registers it: "module:Name-v0".
     """
     spec = _spec(id)
@@ -44,6 +48,8 @@ def make(id: str, seed: int | None = None, *, render_mode: str | None = None, **
         ) from error
     try:
         _check_spaces(id, env.observation_space, env.action_space)
+        if noise is not None:
+            env = NoisyFeatures(env, noise)
         env.action_space.seed(seed)
         return Replayable(env, seed)
     except BaseException:

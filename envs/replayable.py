@@ -12,6 +12,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.noise import NoisyFeatures
+
 Array = NDArray[Any]
 ROWS_AT_FIRST = 1024  # a MuJoCo episode has at most 1000 steps
 
@@ -43,12 +45,16 @@ class Replayable(gymnasium.Wrapper[Array, Array, Array, Array]):
         self._generator: dict[str, Any] | None = None
         self._observation: Array | None = None  # None until the first reset
         self._done = False
+        self._noisy = _noisy(env)
+        self._steps_before = 0  # of the noise's own count, when the episode began
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """Begin an episode, and note how it began."""
         if seed is None and self._observation is None:
             seed = self._seed
         generator = _position(self.unwrapped.np_random) if seed is None else None
+        if self._noisy is not None:
+            self._steps_before = self._noisy.steps
         # The environment may write into its options.
         kept = copy.deepcopy(options)
         observation, info = self.env.reset(seed=seed, options=options)
@@ -89,6 +95,7 @@ class Replayable(gymnasium.Wrapper[Array, Array, Array, Array]):
             "done": self._done,
             "generator_now": _position(self.unwrapped.np_random),
             "action_space": _position(self.action_space.np_random),
+            "steps_before": self._steps_before,
         }
 
     def restore(self, state: dict[str, Any]) -> Array | None:
@@ -98,6 +105,8 @@ class Replayable(gymnasium.Wrapper[Array, Array, Array, Array]):
         `ReplayMismatch` where the replay leads elsewhere; the environment is then in
         the middle of nowhere and must be closed or reset.
         """
+        if self._noisy is not None:
+            self._noisy.steps = state["steps_before"]
         if state["observation"] is None:
             self._forget(state["seed"])
         else:
@@ -140,6 +149,15 @@ class Replayable(gymnasium.Wrapper[Array, Array, Array, Array]):
             f"replaying the episode of {self} led elsewhere: {what}; the environment is not deterministic, "
             "or its version is not the one that was stored: install that version, or start a new run"
         )
+
+
+def _noisy(env: gymnasium.Env[Array, Array]) -> NoisyFeatures | None:
+    """The wrapper that counts steps over episodes, if there is one."""
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, NoisyFeatures):
+            return env
+        env = env.env
+    return None
 
 
 def _position(generator: np.random.Generator) -> dict[str, Any]:

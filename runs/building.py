@@ -30,7 +30,7 @@ def build(
     that a run with `settings.topology_from` begins with.
     """
     torch.set_num_threads(settings.threads)
-    environment = envs.make(settings.env, seed=settings.seed)
+    environment = envs.make(settings.env, seed=settings.seed, noise=settings.noise)
     try:
         return _build(settings, environment, settings.backend if backends is None else backends, topologies)
     except RuntimeError as error:
@@ -73,6 +73,7 @@ def _build(
         critic_sparsity=settings.critic_sparsity,
         distribution=settings.distribution,
         dense=settings.dense,
+        input_sparsity=settings.input_sparsity,
         init=settings.init,
         norm=settings.norm,
         drop_fraction=settings.drop_fraction,

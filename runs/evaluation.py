@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runs.failure import UserError
 from runs.files import writing
 from runs.options import Evaluate
+
+if TYPE_CHECKING:
+    from runs.settings import Settings
 
 
 def evaluate(options: Evaluate) -> int:
@@ -27,9 +30,9 @@ def evaluate(options: Evaluate) -> int:
     from sparse_core import meters
 
     model, settings, step = load_agent(options.directory, options.step)
-    scorer = Scorer(settings.env, options.episodes, options.seed)
+    scorer = Scorer(settings.env, options.episodes, options.seed, settings.noise)
     try:
-        score = scorer.score(model)
+        score = scorer.score(model, step)
     finally:
         scorer.close()
     console = Console(highlight=False)
@@ -42,7 +45,7 @@ def evaluate(options: Evaluate) -> int:
         f"(from {min(score.returns):,.1f} to {max(score.returns):,.1f}), seed {options.seed}"
     )
     if options.video is not None:
-        frames = film(model, settings.env, options.seed, options.video)
+        frames = film(model, settings, step, options.seed, options.video)
         console.print(f"{frames} frames in {options.video}")
     return 0
 
@@ -57,14 +60,16 @@ def _prepare_video(path: Path) -> None:
         os.environ.setdefault("MUJOCO_GL", "egl")
 
 
-def film(model: Any, env: str, seed: int, path: Path) -> int:
+def film(model: Any, settings: Settings, step: int, seed: int, path: Path) -> int:
     """Render one episode off screen into an H.264 .mp4 file; the number of frames."""
     import imageio_ffmpeg
     import numpy as np
 
     import envs
+    from runs.scoring import hold_places
 
-    environment = envs.make(env, seed=seed, render_mode="rgb_array")
+    environment = envs.make(settings.env, seed=seed, render_mode="rgb_array", noise=settings.noise)
+    hold_places(environment, step)
     frames = 0
     temporary = path.with_name(f".{path.stem}.part.mp4")
     try:

@@ -27,6 +27,8 @@ class AgentFlags:
     """Sparsity of the actor alone."""
     critic_sparsity: Annotated[float | None, left_out("FLOAT")] = None
     """Sparsity of each critic alone."""
+    input_sparsity: Annotated[float | None, left_out("FLOAT", PRESET)] = None
+    """Sparsity of the first layers of actor and critics, every other layer being dense; instead of --sparsity."""
     distribution: Annotated[str | None, left_out("NAME", TOPOLOGY)] = None
     """How connections are shared out between layers (`sparse-agents list distributions`); er:7,64 weighs layers."""
     dense: Annotated[str | None, left_out("LIST")] = None
@@ -59,6 +61,10 @@ class AgentFlags:
     """Hidden layer widths, comma list: 256,256."""
     norm: Literal["none", "layer"] = "none"
     """Normalisation before each ReLU of actor and critics."""
+    noise_features: float = 0.0
+    """Share of the observation's features that are noise, in [0, 1): 0.9 appends nine times as many as there are."""
+    permute_features_every: Annotated[int | None, left_out("INT")] = None
+    """Environment steps after which the features of noisy observations change places. Default: never."""
     device: str = "auto"
     """cpu, cuda, or auto."""
     backend: str = "auto"

@@ -131,7 +131,7 @@ class Recorder(BaseCallback):
     def _evaluate(self, step: int) -> None:
         self._account()
         model: Any = self.model
-        score = self._scorer.score(model)
+        score = self._scorer.score(model, step)
         journal = self.journal
         dormant = dormant_shares(model)
         took = time.perf_counter() - self._clock

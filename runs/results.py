@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium
+import numpy as np
+
+import envs
 from agents import SparseTD3
 from agents.costs import training_cost, training_memory
 from runs.recorder import Journal
@@ -51,6 +55,7 @@ def result(
         "topology_course": journal.course,
         "degrees": degree_histograms(model),
         "input_connections": input_connections(model),
+        "real_features": real_features(model, settings.steps),
         "train_flops": training_cost(model, model._n_updates, settings.steps),
         "bytes": {
             "parameters": memory.parameters,
@@ -62,6 +67,19 @@ def result(
         },
         "measured": measured,
     }
+
+
+def real_features(model: SparseTD3, step: int) -> list[int] | None:
+    """Which features of an observation are the environment's own after `step`; None where all of them are."""
+    env = model.get_env()
+    assert env is not None
+    layer: Any = env.envs[0]  # type: ignore[attr-defined]
+    while isinstance(layer, gymnasium.Wrapper):
+        if isinstance(layer, envs.NoisyFeatures):
+            own: list[int] = np.flatnonzero(layer.places(step) < layer.real).tolist()
+            return own
+        layer = layer.env
+    return None
 
 
 def total_sparsity(model: SparseTD3) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -43,16 +44,21 @@ class Score:
 class Scorer:
     """Plays the same episodes at every call: the environments are seeded anew each time."""
 
-    def __init__(self, env: str, episodes: int, seed: int) -> None:
+    def __init__(self, env: str, episodes: int, seed: int, noise: envs.Noise | None = None) -> None:
         if episodes < 1:
             raise ValueError(f"`episodes` must be at least 1, got {episodes}")
         self.episodes, self.seed = episodes, seed
         together = min(episodes, TOGETHER)
-        self._envs = DummyVecEnv([lambda: Monitor(envs.make(env)) for _ in range(together)])
+        self._envs = DummyVecEnv([lambda: Monitor(envs.make(env, noise=noise)) for _ in range(together)])
 
-    def score(self, model: BaseAlgorithm | None) -> Score:
-        """Returns of `episodes` episodes of the model's deterministic policy; None acts at random."""
+    def score(self, model: BaseAlgorithm | None, step: int = 0) -> Score:
+        """Returns of `episodes` episodes of the model's deterministic policy; None acts at random.
+
+        Features that change places are where they were at `step` of the training, and stay there.
+        """
         environments = self._envs
+        for each in environments.envs:
+            hold_places(each, step)
         environments.seed(self.seed)
         generator = np.random.default_rng(self.seed)
         space = environments.action_space
@@ -78,3 +84,11 @@ class Scorer:
     def close(self) -> None:
         """Close the environments."""
         self._envs.close()
+
+
+def hold_places(env: Any, step: int) -> None:
+    """Let the features of an environment with noise be where they were at `step` of a training, and stay there."""
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, envs.NoisyFeatures):
+            env.hold(step)
+        env = env.env

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_type_hints
 
 from agents.options import SparseOptions
-from agents.presets import AGENT_PRESETS
+from agents.presets import AGENT_PRESETS, AgentPreset
+from envs.noise import Noise
 from runs.options import Train
 from runs.values import check_device, check_threads, parse_list, settings_in
 from sparse_core import PRESETS
@@ -54,6 +55,9 @@ class Settings:
     checkpoint_every: int
     final_episodes: int
     topology_from: str | None
+    noise_features: float
+    permute_features_every: int | None
+    input_sparsity: float | None
 
     @classmethod
     def resolve(cls, options: Train) -> Settings:
@@ -65,6 +69,7 @@ class Settings:
             return getattr(preset, name) if given is None else given
 
         sparsity = options.sparsity
+        inputs = _input_sparsity(options, preset)
         if sparsity is None and options.topology != "dense":
             sparsity = preset.sparsity
         sparse = SparseOptions.resolve(
@@ -82,6 +87,7 @@ class Settings:
             capture_batches=options.capture_batches,
             total_updates=None,
             backend=options.backend,
+            input_sparsity=inputs,
         )
         hidden = parse_list(options.hidden, "hidden", ",".join(map(str, preset.hidden)))
         if not hidden or not all(isinstance(width, int) and width > 0 for width in hidden):
@@ -100,6 +106,8 @@ class Settings:
             device=check_device(options.device), backend=options.backend,
             threads=options.threads,
             checkpoint_every=options.checkpoint_every, norm=options.norm, final_episodes=options.final_episodes,
+            noise_features=options.noise_features, permute_features_every=options.permute_features_every,
+            input_sparsity=inputs,
             topology_from=None if options.topology_from is None else str(options.topology_from.expanduser().absolute()),
             **{name: chosen(name) for name in _FROM_PRESET},
         )  # fmt: skip
@@ -140,18 +148,41 @@ class Settings:
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"`{name}` must be a finite number ≥ 0, got {getattr(self, name)}")
         check_threads(self.threads)
+        Noise(self.noise_features, self.seed, self.permute_features_every)
+        if self.permute_features_every is not None and not self.noise_features:
+            raise ValueError("`permute_features_every` needs noise; give --noise-features, too, as 0.9")
         if self.seed >= 2**32 - 1000:
             raise ValueError(f"`seed` must be below {2**32 - 1000}, got {self.seed}")
         if self.batch_size > self.buffer_size:
             raise ValueError(f"`batch_size` must not exceed `buffer_size`, got {self.batch_size} > {self.buffer_size}")
+
+    @property
+    def noise(self) -> Noise | None:
+        """What the environment's observations get appended; None for those of the environment itself."""
+        if not self.noise_features:
+            return None
+        return Noise(self.noise_features, self.seed, self.permute_features_every)
 
     def as_dict(self) -> dict[str, Any]:
         """What `config.json` holds."""
         return asdict(self)
 
 
-_LATER = {"norm": "none", "final_episodes": 0, "topology_from": None}
+_LATER = {
+    "norm": "none", "final_episodes": 0, "topology_from": None, "noise_features": 0.0, "permute_features_every": None,
+    "input_sparsity": None,
+}  # fmt: skip
 """Settings that runs of earlier versions do not have, with what held then."""
+
+
+def _input_sparsity(options: Train, preset: AgentPreset) -> float | None:
+    """Of the first layer alone: as given, else the preset's, unless the user asks for another sparsity or for none."""
+    if options.input_sparsity is not None:
+        return options.input_sparsity
+    others = (options.sparsity, options.actor_sparsity, options.critic_sparsity)
+    return None if options.topology == "dense" or any(each is not None for each in others) else preset.input_sparsity
+
+
 _FROM_PRESET = (
     "learning_rate", "weight_decay", "learning_starts", "batch_size", "buffer_size", "action_noise",
     "eval_every", "eval_episodes",

@@ -80,7 +80,8 @@ def resume(options: Resume) -> int:
 
 def default_directory(settings: Settings) -> Path:
     """results/ENV/TOPOLOGY-SPARSITY-seedSEED."""
-    kind = settings.topology if settings.topology == "dense" else f"{settings.topology}-{settings.sparsity:g}"
+    share = f"input-{settings.input_sparsity:g}" if settings.input_sparsity is not None else f"{settings.sparsity:g}"
+    kind = settings.topology if settings.topology == "dense" else f"{settings.topology}-{share}"
     return Path("results") / settings.env.replace("/", "_").replace(":", "_") / f"{kind}-seed{settings.seed}"
 
 
@@ -108,7 +109,7 @@ def _train(
 ) -> int:
     then = f"`sparse-agents resume {directory}`"
     # Before the state is put back: making environments may draw.
-    scorer = Scorer(settings.env, settings.eval_episodes, settings.seed + EVALUATION_SEED)
+    scorer = Scorer(settings.env, settings.eval_episodes, settings.seed + EVALUATION_SEED, settings.noise)
     with writing(directory / "tensorboard", then):
         logger = tensorboard_logger(directory / "tensorboard", 0 if checkpoint is None else checkpoint.step)
     start_learning(model, logger)
@@ -176,9 +177,9 @@ def _final_score(settings: Settings, model: SparseTD3) -> Score | None:
     """Of fresh episodes, if there are to be any."""
     if not settings.final_episodes:
         return None
-    scorer = Scorer(settings.env, settings.final_episodes, FRESH_SEED)
+    scorer = Scorer(settings.env, settings.final_episodes, FRESH_SEED, settings.noise)
     try:
-        return scorer.score(model)
+        return scorer.score(model, settings.steps)
     finally:
         scorer.close()
 

@@ -130,7 +130,7 @@ def draw_inputs(evidence: Evidence, group: str) -> Figure | None:
 
 
 def _sparse(arm: Arm) -> bool:
-    return all(settings["sparsity"] > 0 for settings in arm.settings.values())
+    return all(settings["sparsity"] > 0 or settings.get("input_sparsity") for settings in arm.settings.values())
 
 
 def _inputs(runs: Sequence[Run], network: str) -> Array | None:

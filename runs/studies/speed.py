@@ -83,7 +83,7 @@ def measure(arm: Arm, group: str, seed: int) -> Speed:
     assert buffer is not None
     row = sum(ring[0].nbytes for ring in buffer.rings())  # type: ignore[attr-defined]
     kept = memory.parameters + memory.optimizer + memory.indices + settings.steps * _METRICS_BYTES
-    scorer = Scorer(settings.env, settings.eval_episodes, settings.seed)
+    scorer = Scorer(settings.env, settings.eval_episodes, settings.seed, settings.noise)
     began = time.perf_counter()
     scorer.score(model)
     episode = (time.perf_counter() - began) / settings.eval_episodes

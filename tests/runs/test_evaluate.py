@@ -82,7 +82,7 @@ class Countdown(gymnasium.Env[Any, Any]):
 
 @pytest.mark.parametrize("episodes", [1, 9, 10, 11, 25])
 def test_every_environment_plays_its_share(episodes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("envs.make", lambda _: Countdown())
+    monkeypatch.setattr("envs.make", lambda _, noise: Countdown())
     scorer = Scorer("any", episodes, seed=3)
     score = scorer.score(None)
     assert len(score.returns) == len(score.lengths) == episodes

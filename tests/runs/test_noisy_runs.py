@@ -1,0 +1,67 @@
+"""Runs in observations full of noise: stored, resumed bit for bit, evaluated where the features are."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_runs import assert_equal_runs, in_a_fork, main, result_of, train
+from tiny_runs import flags as flags_of
+
+import envs
+from runs.scoring import Scorer
+
+NOISY: dict[str, Any] = dict(
+    preset="anf", sparsity=None, noise_features=0.5, permute_features_every=250, steps=700, eval_every=300
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("noisy") / "run", **NOISY)
+
+
+def test_result_says_what_the_agent_saw(finished: Path) -> None:
+    result = result_of(finished)
+    # 17 real features of 34, 6 actions; hidden layers of 16: the first layers alone are sparse.
+    assert result["nnz"]["actor.mu.0"] == 34 * 16 - round(0.8 * 34 * 16)
+    assert result["sparsity_by_network"]["actor"] == pytest.approx(round(0.8 * 34 * 16) / (34 * 16 + 256 + 96))
+    assert len(result["input_connections"]["actor"]) == 34
+    env = envs.make("HalfCheetah-v5", noise=envs.Noise(0.5, seed=0, permute_every=250))
+    places = env.env.places(700)
+    env.close()
+    assert result["real_features"] == np.flatnonzero(places < 17).tolist() != list(range(17))
+    config = json.loads((finished / "config.json").read_text())["settings"]
+    assert (config["noise_features"], config["input_sparsity"], config["dense"]) == (0.5, 0.8, ["output"])
+
+
+def test_killed_and_resumed(finished: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    scored = Scorer.score
+
+    def deadly(self: Scorer, model: Any, step: int = 0) -> Any:
+        if step == 600:  # checkpoints at 300 and 600, places changed at 250 and 500
+            os.kill(os.getpid(), signal.SIGKILL)
+        return scored(self, model, step)
+
+    def work() -> None:
+        Scorer.score = deadly  # type: ignore[method-assign]
+        os._exit(main(*flags_of(directory, **NOISY)))
+
+    assert in_a_fork(work) == -signal.SIGKILL
+    assert main("resume", directory) == 0
+    assert_equal_runs(directory, finished)
+
+
+def test_evaluates_in_the_same_noise(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("evaluate", finished, "--episodes", "1") == 0
+    assert "return" in capsys.readouterr().out
+
+
+def test_permuting_needs_noise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(*flags_of(tmp_path / "run", permute_features_every=100)) == 2
+    assert "`permute_features_every` needs noise; give --noise-features, too" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
