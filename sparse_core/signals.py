@@ -168,12 +168,13 @@ def streamed_largest(
     for start, stop in row_blocks(shape):
         rows = rows_of(start, stop)
         never = rows == -torch.inf
-        scores = rows.clone() if signed else rows.abs().masked_fill_(never, -torch.inf)
+        scores = rows if signed else rows.abs().masked_fill_(never, -torch.inf)
         if not bool((torch.isfinite(scores) | never).all()):
             raise FloatingPointError("the growth signal is not finite: training has diverged; lower the learning rate")
         first, last = torch.searchsorted(blocked, torch.tensor([start * shape[1], stop * shape[1]])).tolist()
         inside = (blocked[first:last] - start * shape[1]).to(scores.device)
-        best.add(scores.flatten().index_fill_(0, inside, -torch.inf), start * shape[1])
+        # A copy: rows may be a slice of something that a rule remembers.
+        best.add(scores.flatten().index_fill(0, inside, -torch.inf), start * shape[1])
     found = best.settled()
     if found.numel() < count:
         raise ValueError(f"{count} new connections were wanted, but fewer positions are free; lower the drop fraction")
