@@ -38,7 +38,7 @@ class AgentFlags:
     drop_fraction: Annotated[float | None, left_out("FLOAT", TOPOLOGY)] = None
     """Share of each layer's connections replaced at a change, in [0, 1]."""
     schedule: Annotated[str | None, left_out("NAME", TOPOLOGY)] = None
-    """Course of the drop fraction: constant, linear, cosine, cubic."""
+    """Course of the drop fraction: constant, linear, cosine, cubic, staged."""
     stop: Annotated[float | None, left_out("FLOAT", TOPOLOGY)] = None
     """Share of training after which the topology stays, in [0, 1]."""
     period: Annotated[int | None, left_out("INT", PRESET)] = None

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from torch import nn
 
 from sparse_core.conv import SparseConv2d
 from sparse_core.distributions import Distribution, allocate
+from sparse_core.drop import DROP_RULES
 from sparse_core.layers import SparseLinear
+from sparse_core.meters import layer_counts
 from sparse_core.presets import Preset
 from sparse_core.registry import Registry
 
@@ -102,3 +106,33 @@ class Budget:
     def total(self, sparsity: float) -> int:
         """Movable connections of all layers together."""
         return sum(self.of_layers(sparsity).values())
+
+
+class CourseOfCounts:
+    """Movable connections that a method wants after each share of the way."""
+
+    def __init__(self, choices: Preset, budget: Budget, start: float, final: float) -> None:
+        assert choices.course is not None
+        assert choices.prune is not None
+        self._course, self._budget, self._final = COURSES[choices.course], budget, final
+        self._whole = DROP_RULES[choices.prune].network
+        self.start = start
+
+    def __call__(self, way: float) -> int | dict[str, int]:
+        """Connections in all, where the rule sees the whole network, else of each layer."""
+        wanted = self._course(way, self.start, self._final)
+        return self._budget.total(wanted) if self._whole else self._budget.of_layers(wanted)
+
+
+def course_of_counts(
+    choices: Preset, model: nn.Module, layers: Mapping[str, SparseLinear], sparsity: float | None
+) -> CourseOfCounts | None:
+    """The counts that a method's course of the sparsity means for a model as it stands; None without a course."""
+    if choices.course is None or not layers:
+        return None
+    assert sparsity is not None
+    counts = layer_counts(model)
+    dense = [(count.cells,) for name, count in counts.items() if name not in layers]
+    cells = sum(count.cells for count in counts.values())
+    start = 1 - sum(count.nnz for count in counts.values()) / cells
+    return CourseOfCounts(choices, Budget(dict(layers), dense, choices.distribution), start, sparsity)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from sparse_core.adam import Adam
+from sparse_core.layers import SparseLinear
 from sparse_core.topology import Rewiring
 
 # One entry of these optimizers' update depends on that entry alone, so state can move entry by entry.
@@ -63,3 +66,31 @@ def _fresh(optimizer: Optimizer, parameter: Tensor, name: str) -> float:
     if isinstance(optimizer, torch.optim.Adagrad) and name == "sum":
         return float(group["initial_accumulator_value"])
     return 0.0
+
+
+def check_held(layers: Mapping[str, SparseLinear], optimizer: Optimizer) -> None:
+    """Raise a `ValueError` where the optimizer does not hold the values of a layer that is trained."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    absent = [name for name, layer in layers.items() if layer.values.requires_grad and id(layer.values) not in held]
+    if absent:
+        raise ValueError(
+            f"the optimizer does not hold the values of {', '.join(map(repr, absent))}; make it after the layers, "
+            "or call `requires_grad_(False)` on values that are not trained"
+        )
+
+
+def warm_up(optimizer: Optimizer, steps: int) -> None:
+    """Let new connections' learning rates rise over so many steps; a `TypeError` for another optimizer than ours."""
+    if not isinstance(optimizer, Adam):
+        raise TypeError(
+            f"a warm-up of new connections needs `sparse_core.Adam`, which knows their age, got "
+            f"{type(optimizer).__name__}; take that, or give `warmup=0`"
+        )
+    for group in optimizer.param_groups:
+        group["warmup"] = steps
+
+
+def rate_of(optimizer: Optimizer, layer: SparseLinear) -> float:
+    """The learning rate of a layer's values."""
+    groups = optimizer.param_groups
+    return float(next(group["lr"] for group in groups if any(layer.values is each for each in group["params"])))

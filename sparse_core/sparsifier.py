@@ -13,20 +13,18 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from sparse_core.activity import activities, chain_of
-from sparse_core.adam import Adam
 from sparse_core.birth import BIRTHS, Birth
 from sparse_core.change import Method
 from sparse_core.choosing import Choosing
-from sparse_core.courses import COURSES, Budget
+from sparse_core.courses import course_of_counts
 from sparse_core.draws import generators
 from sparse_core.drop import DROP_RULES
 from sparse_core.grow import GROW_RULES
 from sparse_core.importance import PathImportance
 from sparse_core.layers import SparseLinear, sparse_layers
-from sparse_core.meters import layer_counts
-from sparse_core.optimizer_state import carry_state, check_elementwise
+from sparse_core.method_checks import check_method
+from sparse_core.optimizer_state import carry_state, check_elementwise, check_held, rate_of, warm_up
 from sparse_core.presets import PRESETS, Preset
-from sparse_core.redistribution import REDISTRIBUTIONS
 from sparse_core.schedules import SCHEDULES, Every
 from sparse_core.signals import Capture
 from sparse_core.steps import STEP_RULES
@@ -93,7 +91,7 @@ class Sparsifier:
             "", drop=drop, grow=grow, drop_fraction=drop_fraction, schedule=schedule, period=period, stop=stop,
             regrow=regrow, capture_batches=capture_batches, birth=birth, **choices,
         )  # fmt: skip
-        _check(method, capture_stride, total_steps, sparsity)
+        check_method(method, capture_stride, total_steps, sparsity)
         if method.changes:
             check_elementwise(optimizer)
         self.optimizer, self.choices = optimizer, method
@@ -105,7 +103,7 @@ class Sparsifier:
             raise ValueError(
                 f"`constraints` names no sparse layer with {sorted(unknown)}; known: {', '.join(self.layers)}"
             )
-        _check_held(self.layers, optimizer)
+        check_held(self.layers, optimizer)
         self.method = _method(method, self.layers)
         self.birth: float | Birth = BIRTHS[birth] if isinstance(birth, str) else birth
         rules = [part[1] for part in (self.method.drop, self.method.grow, self.method.prune) if part is not None]
@@ -121,14 +119,14 @@ class Sparsifier:
         self._memory: dict[str, dict[str, Tensor]] = {name: {} for name in self.layers}
         self._marks: dict[str, dict[str, Tensor]] = {name: {} for name in self.layers}
         self._activities = activities(model)
-        self._course = _course(method, model, self.layers, sparsity)
+        self._course = course_of_counts(method, model, self.layers, sparsity)
         self.steps = 0
         self.changes = 0
         self._pending = False
         self._weight_steps = dict.fromkeys(self.layers, 0)  # weights × steps, up to the step `_summed`
         self._summed = 0
         if method.warmup:
-            _warm_up(optimizer, method.warmup)
+            warm_up(optimizer, method.warmup)
         if importance is None and any(rule.needs_importance for rule in rules if not isinstance(rule, Birth)):
             importance = PathImportance(self.layers)
         self.importance = importance
@@ -157,7 +155,7 @@ class Sparsifier:
             rule = STEP_RULES[self.choices.step_rule]
             for name, layer in self.layers.items():
                 with torch.no_grad():
-                    rule.after(layer.values, self._marks[name], _rate(self.optimizer, layer), self._generators[name])
+                    rule.after(layer.values, self._marks[name], rate_of(self.optimizer, layer), self._generators[name])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_hooks": []}
@@ -407,52 +405,6 @@ class Sparsifier:
                 capture.load([(batch, inputs.to(device), given.to(device)) for batch, inputs, given in pairs])
 
 
-def _check(method: Preset, capture_stride: int, total_steps: int | None, sparsity: float | None) -> None:
-    """Raise a `ValueError` for choices that cannot be."""
-    plans = method.drop is not None and DROP_RULES[method.drop].plans
-    if (method.drop is None) != (method.grow is None) and not plans:
-        raise ValueError(
-            f"give both `drop` and `grow`, or neither for a static topology; got {method.drop!r} and {method.grow!r}"
-        )
-    if not 0 <= method.drop_fraction <= 1:
-        raise ValueError(f"`drop_fraction` must be in [0, 1], got {method.drop_fraction!r}")
-    if not 0 <= method.stop <= 1:
-        raise ValueError(f"`stop` must be a share of the training steps in [0, 1], got {method.stop!r}")
-    if min(method.capture_batches, capture_stride) < 1:
-        got = f"{method.capture_batches} and {capture_stride}"
-        raise ValueError(f"`capture_batches` and `capture_stride` must be at least 1, got {got}")
-    _check_regrow(method)
-    _check_course(method, total_steps, sparsity)
-    if method.redistribute:
-        REDISTRIBUTIONS[method.redistribute]
-    if method.step_rule:
-        STEP_RULES[method.step_rule]
-
-
-def _check_regrow(method: Preset) -> None:
-    if method.regrow not in ("no", "kept", "fresh"):
-        raise ValueError(f"`regrow` must be 'no', 'kept' or 'fresh', got {method.regrow!r}")
-    if method.grow is not None and GROW_RULES[method.grow].in_place and method.regrow != "fresh":
-        raise ValueError(
-            f"grow rule {method.grow!r} grows what was dropped, anew; give `regrow='fresh'`, got {method.regrow!r}"
-        )
-
-
-def _check_course(method: Preset, total_steps: int | None, sparsity: float | None) -> None:
-    if (method.prune is None) != (method.course is None):
-        raise ValueError(f"give both `prune` and `course`, or neither; got {method.prune!r} and {method.course!r}")
-    if method.course is not None:
-        COURSES[method.course]
-        if sparsity is None:
-            raise ValueError(
-                f"course {method.course!r} of the sparsity needs `sparsity`, that of the whole model at the end"
-            )
-    if total_steps is None and (method.schedule != "constant" or method.stop < 1 or method.course is not None):
-        raise ValueError(
-            f"schedule {method.schedule!r} with `stop` {method.stop:g} needs `total_steps`, the length of training"
-        )
-
-
 def _method(choices: Preset, layers: Mapping[str, SparseLinear]) -> Method:
     """The rules of a change, with their options."""
 
@@ -464,60 +416,6 @@ def _method(choices: Preset, layers: Mapping[str, SparseLinear]) -> Method:
         choices.regrow, choices.redistribute, chain_of(layers) if choices.chains else None,
         Choosing(choices.drop_temperature, choices.drop_mix), Choosing(choices.grow_temperature, choices.grow_mix),
     )  # fmt: skip
-
-
-class _Course:
-    """Movable connections that a method wants after each share of the way."""
-
-    def __init__(self, choices: Preset, budget: Budget, start: float, final: float) -> None:
-        assert choices.course is not None
-        assert choices.prune is not None
-        self._course, self._budget, self._final = COURSES[choices.course], budget, final
-        self._whole = DROP_RULES[choices.prune].network
-        self.start = start
-
-    def __call__(self, way: float) -> int | dict[str, int]:
-        wanted = self._course(way, self.start, self._final)
-        return self._budget.total(wanted) if self._whole else self._budget.of_layers(wanted)
-
-
-def _course(
-    choices: Preset, model: nn.Module, layers: Mapping[str, SparseLinear], sparsity: float | None
-) -> _Course | None:
-    if choices.course is None or not layers:
-        return None
-    assert sparsity is not None
-    counts = layer_counts(model)
-    dense = [(count.cells,) for name, count in counts.items() if name not in layers]
-    cells = sum(count.cells for count in counts.values())
-    start = 1 - sum(count.nnz for count in counts.values()) / cells
-    return _Course(choices, Budget(dict(layers), dense, choices.distribution), start, sparsity)
-
-
-def _check_held(layers: Mapping[str, SparseLinear], optimizer: Optimizer) -> None:
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    absent = [name for name, layer in layers.items() if layer.values.requires_grad and id(layer.values) not in held]
-    if absent:
-        raise ValueError(
-            f"the optimizer does not hold the values of {', '.join(map(repr, absent))}; make it after the layers, "
-            "or call `requires_grad_(False)` on values that are not trained"
-        )
-
-
-def _warm_up(optimizer: Optimizer, steps: int) -> None:
-    if not isinstance(optimizer, Adam):
-        raise TypeError(
-            f"a warm-up of new connections needs `sparse_core.Adam`, which knows their age, got "
-            f"{type(optimizer).__name__}; take that, or give `warmup=0`"
-        )
-    for group in optimizer.param_groups:
-        group["warmup"] = steps
-
-
-def _rate(optimizer: Optimizer, layer: SparseLinear) -> float:
-    """The learning rate of a layer's values."""
-    groups = optimizer.param_groups
-    return float(next(group["lr"] for group in groups if any(layer.values is each for each in group["params"])))
 
 
 def _matching_layers(layers: Mapping[str, SparseLinear], follower: nn.Module) -> dict[str, SparseLinear]:

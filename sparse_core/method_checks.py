@@ -1,0 +1,56 @@
+"""Whether a method's choices go together: said before anything is made."""
+
+from __future__ import annotations
+
+from sparse_core.courses import COURSES
+from sparse_core.drop import DROP_RULES
+from sparse_core.grow import GROW_RULES
+from sparse_core.presets import Preset
+from sparse_core.redistribution import REDISTRIBUTIONS
+from sparse_core.steps import STEP_RULES
+
+
+def check_method(method: Preset, capture_stride: int, total_steps: int | None, sparsity: float | None) -> None:
+    """Raise a `ValueError` for choices that cannot be."""
+    plans = method.drop is not None and DROP_RULES[method.drop].plans
+    if (method.drop is None) != (method.grow is None) and not plans:
+        raise ValueError(
+            f"give both `drop` and `grow`, or neither for a static topology; got {method.drop!r} and {method.grow!r}"
+        )
+    if not 0 <= method.drop_fraction <= 1:
+        raise ValueError(f"`drop_fraction` must be in [0, 1], got {method.drop_fraction!r}")
+    if not 0 <= method.stop <= 1:
+        raise ValueError(f"`stop` must be a share of the training steps in [0, 1], got {method.stop!r}")
+    if min(method.capture_batches, capture_stride) < 1:
+        got = f"{method.capture_batches} and {capture_stride}"
+        raise ValueError(f"`capture_batches` and `capture_stride` must be at least 1, got {got}")
+    _check_regrow(method)
+    _check_course(method, total_steps, sparsity)
+    if method.redistribute:
+        REDISTRIBUTIONS[method.redistribute]
+    if method.step_rule:
+        STEP_RULES[method.step_rule]
+
+
+def _check_regrow(method: Preset) -> None:
+    if method.regrow not in ("no", "kept", "fresh"):
+        raise ValueError(f"`regrow` must be 'no', 'kept' or 'fresh', got {method.regrow!r}")
+    if method.grow is not None and GROW_RULES[method.grow].in_place and method.regrow != "fresh":
+        raise ValueError(
+            f"grow rule {method.grow!r} grows what was dropped, anew; give `regrow='fresh'`, got {method.regrow!r}"
+        )
+
+
+def _check_course(method: Preset, total_steps: int | None, sparsity: float | None) -> None:
+    if (method.prune is None) != (method.course is None):
+        raise ValueError(f"give both `prune` and `course`, or neither; got {method.prune!r} and {method.course!r}")
+    if method.course is not None:
+        COURSES[method.course]
+        if sparsity is None:
+            raise ValueError(
+                f"course {method.course!r} of the sparsity needs `sparsity`, that of the whole model at the end"
+            )
+    if total_steps is None and (method.schedule != "constant" or method.stop < 1 or method.course is not None):
+        raise ValueError(
+            f"schedule {method.schedule!r} with `stop` {method.stop:g} needs `total_steps`, the length of training"
+        )
