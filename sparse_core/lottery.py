@@ -22,8 +22,8 @@ def lottery(
 ) -> Iterator[float]:
     """Iterative magnitude pruning with rewinding (Frankle & Carbin 2019, arXiv:1803.03635), a round at a time.
 
-    Each round trains the model, drops the weakest `share` of every sparse layer's connections, and puts weights, biases and
-    everything else that is left back to its initial value. The last round leaves exactly `final_sparsity`; train the
+    Each round trains the model, drops the weakest `share` of every sparse layer's connections, and puts weights, biases
+    and everything else that is left back to its initial value. The last round leaves exactly `final_sparsity`; train the
     model once more afterwards. It is dense by nature: the first round trains every connection.
 
     Args:
@@ -76,10 +76,8 @@ def _rounds(
 def _prune(layer: SparseLinear, count: int) -> None:
     """Leave the `count` strongest connections."""
     positions = layer.positions.cpu()
-    kept = largest(layer.strengths.detach().abs().cpu(), count)
-    gone = torch.ones(positions.numel(), dtype=torch.bool)
-    gone[kept] = False
-    layer.rewire(Rewiring.of(layer.shape, positions, gone.nonzero().squeeze(1), positions[:0]))
+    weakest = largest(-layer.strengths.detach().abs().cpu(), positions.numel() - count)
+    layer.rewire(Rewiring.of(layer.shape, positions, weakest, positions[:0]))
 
 
 @torch.no_grad()
