@@ -23,8 +23,8 @@ def lottery(
     """Iterative magnitude pruning with rewinding (Frankle & Carbin 2019, arXiv:1803.03635), a round at a time.
 
     Each round trains the model, drops the weakest `share` of every sparse layer's connections, and puts weights, biases
-    and everything else that is left back to its initial value. The last round leaves exactly `final_sparsity`; train the
-    model once more afterwards. It is dense by nature: the first round trains every connection.
+    and everything else that is left back to its initial value. The last round leaves exactly `final_sparsity`; train
+    the model once more afterwards. It is dense by nature: the first round trains every connection.
 
     Args:
         model: changed in place; make it with `sparsify(model, final_sparsity, topology="gmp")`, so that it starts full.
