@@ -23,8 +23,8 @@ def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def network(sparsity: float = 0.5) -> SparseMLP:
-    return SparseMLP([6, 16, 16, 3], sparsity=sparsity, generator=seeded())
+def network(sparsity: float = 0.5, preset: str = "static") -> SparseMLP:
+    return SparseMLP([6, 16, 16, 3], sparsity=sparsity, topology=preset, generator=seeded())
 
 
 def assert_close(actual: Any, expected: Any) -> None:
@@ -52,7 +52,9 @@ def test_outputs_and_gradients_agree(compiler: str, frozen: bool) -> None:
 
 def train(model: nn.Module, call: Any, preset: str, steps: int) -> Sparsifier:
     optimizer = Adam(model.parameters(), lr=0.01)
-    sparsifier = Sparsifier.preset(preset, model, optimizer, period=4, total_steps=24, capture_batches=2, seed=0)
+    sparsifier = Sparsifier.preset(
+        preset, model, optimizer, period=4, total_steps=24, capture_batches=2, sparsity=0.5, seed=0
+    )
     for step in range(steps):
         inputs = torch.randn(8, 6, generator=seeded(step))
         optimizer.zero_grad()
@@ -63,13 +65,13 @@ def train(model: nn.Module, call: Any, preset: str, steps: int) -> Sparsifier:
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", ["dense", "static", "set", "rigl", "reset-in-place", "granet"])
 def test_training_agrees_across_topology_changes(compiler: str, preset: str) -> None:
-    plain = network(0.0 if PRESETS[preset].dense else 0.5)
+    plain = network(0.0 if PRESETS[preset].dense else 0.5, preset)
     twin = copy.deepcopy(plain)
     expected = train(plain, plain, preset, 14)
     actual = train(twin, torch.compile(twin, backend=compiler), preset, 14)
-    assert actual.changes == expected.changes == (3 if PRESETS[preset].drop else 0)
+    assert actual.changes == expected.changes == (3 if PRESETS[preset].changes else 0)
     for name, layer in sparse_layers(plain).items():
         assert sparse_layers(twin)[name].topology == layer.topology
     assert_close(list(twin.parameters()), list(plain.parameters()))
