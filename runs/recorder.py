@@ -48,8 +48,11 @@ class Journal:
     """[step, share of dormant neurons by network] of every evaluation."""
     curve_seconds: list[list[float]] = field(default_factory=list)
     """[step, seconds of training until then] of every evaluation."""
+    curve_processor_seconds: list[list[float]] = field(default_factory=list)
+    """The same in seconds of processors, summed over threads, which other programs do not lengthen."""
     metrics_offset: int = 0
     seconds: float = 0.0
+    processor_seconds: float = 0.0
     evaluation_seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
@@ -78,6 +81,7 @@ class Recorder(BaseCallback):
         self.settings, self.journal = settings, journal
         self._save_state, self._scorer, self._metrics, self._bar, self._stop = save, scorer, metrics, bar, stop
         self._shown = self._clock = time.perf_counter()
+        self._processor_clock = time.process_time()
         self._start: int | None = None
 
     def _on_step(self) -> bool:
@@ -141,6 +145,7 @@ class Recorder(BaseCallback):
         journal.curve.append([step, score.mean])
         journal.dormant.append([step, dormant])
         journal.curve_seconds.append([step, journal.seconds])
+        journal.curve_processor_seconds.append([step, journal.processor_seconds])
         self._metrics.write(
             "eval", step, **score.as_dict(), returns=list(score.returns), dormant=dormant,
             measured={"seconds": took, "training_seconds": journal.seconds},
@@ -154,6 +159,7 @@ class Recorder(BaseCallback):
             f"step {step:>9,}: return {score.mean:,.1f} ± {score.std:,.1f} over {len(score.returns)} episodes"
         )
         self._clock += took
+        self._processor_clock = time.process_time()
 
     def save(self) -> None:
         """Store a checkpoint of this moment."""
@@ -164,9 +170,10 @@ class Recorder(BaseCallback):
 
     def _account(self) -> None:
         """Add the time since the last call, evaluation excluded."""
-        now = time.perf_counter()
+        now, processor = time.perf_counter(), time.process_time()
         self.journal.seconds += now - self._clock
-        self._clock = now
+        self.journal.processor_seconds += processor - self._processor_clock
+        self._clock, self._processor_clock = now, processor
 
     def _show(self, now: float) -> None:
         self._shown = now

@@ -162,6 +162,8 @@ def _finish(directory: Path, settings: Settings, model: SparseTD3, journal: Jour
         "machine": machine(),
         "directory": str(directory),
         "curve_seconds": journal.curve_seconds,
+        "processor_seconds": journal.processor_seconds,
+        "curve_processor_seconds": journal.curve_processor_seconds,
     }
     outcome = result(model, settings, journal, _final_score(settings, model), measured)
     write_json(directory / "result.json", outcome, f"`sparse-agents resume {directory}`")

@@ -29,6 +29,7 @@ class Adam(Optimizer):
         weight_decay: L2 coefficient.
         decoupled: False adds the decay to the gradient (Adam's L2), True shrinks the weights (AdamW, arXiv:1711.05101).
         warmup: steps of its own age over which an entry's learning rate rises from zero to `lr` (SMET); 0: none.
+        ages: whether entries have ages of their own; False is plain Adam, with one age a tensor.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
         decoupled: bool = False,
         warmup: int = 0,
+        ages: bool = True,
     ) -> None:
         for name, value in {"lr": lr, "eps": eps, "weight_decay": weight_decay}.items():
             if not value >= 0 or math.isinf(value):
@@ -48,8 +50,12 @@ class Adam(Optimizer):
             raise ValueError(f"`betas` must both be in [0, 1), got {betas!r}")
         if not (isinstance(warmup, int) and warmup >= 0):
             raise ValueError(f"`warmup` must be a whole number of steps ≥ 0, got {warmup!r}")
-        options = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, decoupled=decoupled, warmup=warmup)
-        super().__init__(params, options)
+        super().__init__(
+            params,
+            dict(
+                lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, decoupled=decoupled, warmup=warmup, ages=ages
+            ),
+        )  # fmt: skip
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -97,9 +103,10 @@ class Adam(Optimizer):
         return state
 
     def carry(self, parameter: Tensor, rewiring: Rewiring) -> None:
-        """Give every entry an age of its own before `parameter`'s state follows `rewiring`."""
+        """Give every entry an age of its own before `parameter`'s state follows `rewiring`, unless `ages` is False."""
         state = self.state.get(parameter)
-        if state and state["age"].dim() == 0:
+        group = next(group for group in self.param_groups if any(parameter is each for each in group["params"]))
+        if state and state["age"].dim() == 0 and group.get("ages", True):
             state["age"] = state["age"].expand(rewiring.before.numel(), *parameter.shape[1:]).clone()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -28,6 +28,8 @@ class DropRule(NamedTuple):
     """It drops as many as it finds right, whatever `count` says."""
     plans: bool = False
     """It decides growth, too: (view, count) -> indices to drop, flat positions to grow, as many."""
+    needs_closure: bool = False
+    """It wants `view.flow_shares`, and so a closure that works out the loss anew."""
 
 
 DROP_RULES: Rules[DropRule] = Rules("drop rule")
@@ -41,11 +43,13 @@ def drop_rule(
     network: bool = False,
     own_count: bool = False,
     plans: bool = False,
+    needs_closure: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator: the function is the drop rule `name` from now on; its keyword-only arguments are options."""
 
     def register(choose: Callable[..., Any]) -> Callable[..., Any]:
-        DROP_RULES.add(name, DropRule(choose, needs_importance, needs_capture, network, own_count, plans))
+        rule = DropRule(choose, needs_importance, needs_capture, network, own_count, plans, needs_closure)
+        DROP_RULES.add(name, rule)
         return choose
 
     return register

@@ -90,6 +90,13 @@ def warm_up(optimizer: Optimizer, steps: int) -> None:
         group["warmup"] = steps
 
 
+def share_age(optimizer: Optimizer) -> None:
+    """Let our Adam correct its bias by one age a tensor, as others do in any case."""
+    if isinstance(optimizer, Adam):
+        for group in optimizer.param_groups:
+            group["ages"] = False
+
+
 def rate_of(optimizer: Optimizer, layer: SparseLinear) -> float:
     """The learning rate of a layer's values."""
     groups = optimizer.param_groups

@@ -71,6 +71,8 @@ class Preset:
     """Value of a new connection: a number, or a name from `BIRTHS`."""
     warmup: int = 0
     """Steps over which a new connection's learning rate rises from zero (`sparse_core.Adam`)."""
+    ages: bool = True
+    """Whether `sparse_core.Adam` corrects its bias by each connection's own age; False is plain Adam."""
     step_rule: str | None = None
     """What is done to the values after every step of the optimizer, a name from `STEP_RULES`."""
     dense_by_nature: str = ""

@@ -17,13 +17,14 @@ from sparse_core.birth import BIRTHS, Birth
 from sparse_core.change import Method
 from sparse_core.choosing import Choosing
 from sparse_core.courses import course_of_counts
+from sparse_core.curvature import Closure, flow_shares
 from sparse_core.draws import generators
-from sparse_core.drop import DROP_RULES
+from sparse_core.drop import DROP_RULES, DropRule
 from sparse_core.grow import GROW_RULES
 from sparse_core.importance import PathImportance
 from sparse_core.layers import SparseLinear, sparse_layers
 from sparse_core.method_checks import check_method
-from sparse_core.optimizer_state import carry_state, check_elementwise, check_held, rate_of, warm_up
+from sparse_core.optimizer_state import carry_state, check_elementwise, check_held, rate_of, share_age, warm_up
 from sparse_core.presets import PRESETS, Preset
 from sparse_core.schedules import SCHEDULES, Every
 from sparse_core.signals import Capture
@@ -109,6 +110,7 @@ class Sparsifier:
         rules = [part[1] for part in (self.method.drop, self.method.grow, self.method.prune) if part is not None]
         births = [self.birth] if isinstance(self.birth, Birth) else []
         self.needs_capture = any(rule.needs_capture for rule in [*rules, *births]) or method.redistribute == "gradient"
+        self.needs_closure = any(isinstance(rule, DropRule) and rule.needs_closure for rule in rules)
         self._observer = None if self.method.grow is None else self.method.grow[1].observe
         last = period if method.once else None if total_steps is None else int(stop * total_steps + 1e-9)
         self.fraction = SCHEDULES[schedule](drop_fraction, last or 0)
@@ -127,6 +129,8 @@ class Sparsifier:
         self._summed = 0
         if method.warmup:
             warm_up(optimizer, method.warmup)
+        if not method.ages:
+            share_age(optimizer)
         if importance is None and any(rule.needs_importance for rule in rules if not isinstance(rule, Birth)):
             importance = PathImportance(self.layers)
         self.importance = importance
@@ -183,20 +187,33 @@ class Sparsifier:
             choices.update(schedule="constant", stop=1.0)
         return cls(model, optimizer, **{**choices, **overrides})
 
-    def step(self, allowed: bool = True) -> Rewirings:
+    def step(self, allowed: bool = True, closure: Closure | None = None) -> Rewirings:
         """Count one training step and change the topology when that is due.
 
         Where a change is due but not `allowed`, it waits for the next step that is.
 
+        Args:
+            allowed: whether a change that is due may happen now.
+            closure: works out the loss of the current batch anew and calls `backward()`; wanted where `needs_closure`
+                says so (`grasp`), called at changes only.
+
         Returns:
             The changes by layer name; empty when nothing was due.
+
+        Raises:
+            ValueError: without a closure where one is wanted.
         """
+        if self.needs_closure and closure is None:
+            raise ValueError(
+                f"`prune={self.choices.prune!r}` asks how the gradient changes; give `step` a `closure` that works out "
+                "the loss of the current batch anew and calls `backward()`"
+            )
         self.steps += 1
         if not self.choices.changes:
             return {}
         self._observe()
         self._pending = self._pending or self.every.due(self.steps)
-        rewirings = self.update() if self._pending and allowed else {}
+        rewirings = self.update(closure) if self._pending and allowed else {}
         self._arm()
         return rewirings
 
@@ -209,13 +226,17 @@ class Sparsifier:
                 seen = layer.capture.latest()
                 self._observer(self._memory[name], seen, layer.shape)
 
-    def update(self) -> Rewirings:
+    def update(self, closure: Closure | None = None) -> Rewirings:
         """Change the topology now: drop, grow, carry values, optimizer state and followers along."""
         if not self.choices.changes:
             return {}
         # All changes are worked out before the first is applied: an error leaves every layer as it was.
         memory = {name: dict(own) for name, own in self._memory.items()}
         views = {name: self._view(name, layer, memory[name]) for name, layer in self.layers.items()}
+        if self.needs_closure and closure is not None:
+            with self.paused():
+                shares = flow_shares(self.layers, closure)
+            views = {name: replace(view, flow_shares=shares[name]) for name, view in views.items()}
         target = None if self._course is None else self._course(self.way)
         method = self._warmed()
         rewirings = method.change(views, self.fraction(self.steps), target)

@@ -46,6 +46,7 @@ class LayerView:
     marks: dict[str, Tensor] = field(default_factory=dict)  # a rule's own state for each connection, (n,)
     progress: float = 0.0  # share of the way to the last change, in [0, 1]
     activity: Callable[[Tensor], Tensor] | None = None  # inputs as captured -> the neurons' activations (B, out, …)
+    flow_shares: Tensor | None = None  # (n,) θ ⊙ Hg, for rules registered with `needs_closure`
 
     @property
     def importance(self) -> Signals:

@@ -118,9 +118,14 @@ def _learn(
     images, labels = data
     for rows in part:
         optimizer.zero_grad()
-        F.cross_entropy(model(images[rows]), labels[rows]).backward()
+        backward = partial(_backward, model, images[rows], labels[rows])
+        backward()
         optimizer.step()
-        sparsifier.step()
+        sparsifier.step(closure=backward)
+
+
+def _backward(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    F.cross_entropy(model(images), labels).backward()
 
 
 @torch.no_grad()

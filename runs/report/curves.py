@@ -31,14 +31,23 @@ def curve_band(group: str, arm: Arm, returns: Array, resamples: int) -> tuple[Ar
     return bootstrap(returns, mean_curve, generator_for("curve", group, arm.name), resamples)
 
 
-def seconds_of(runs: Sequence[Run]) -> tuple[Array, Array] | None:
-    """Training seconds up to where every run has come, and returns (runs, 1, times) there; None if nobody timed it."""
+CLOCKS = {
+    "seconds": ("curve_seconds", "seconds of training (evaluation not counted)"),
+    "processor_seconds": ("curve_processor_seconds", "seconds of processors in training"),
+}
+"""What a course over time is timed by: where it stands in `measured`, and the axis."""
+
+
+def seconds_of(runs: Sequence[Run], clock: str) -> tuple[Array, Array] | None:
+    """A clock's seconds up to where every run has come, and returns (runs, 1, times) there; None if nobody timed it."""
     courses = []
     for run in runs:
-        timed = run.result["measured"].get("curve_seconds")
+        timed = run.result["measured"].get(CLOCKS[clock][0])
         if not timed or len(timed) != len(run.result["curve"]):
             return None
         courses.append((np.array(timed)[:, 1], np.array(run.result["curve"])[:, 1]))
+    if not courses:
+        return None
     first, last = max(seconds[0] for seconds, _ in courses), min(seconds[-1] for seconds, _ in courses)
     grid = np.linspace(first, max(first, last), _TIMES)
     return grid, np.array([[np.interp(grid, seconds, returns)] for seconds, returns in courses])
@@ -80,22 +89,25 @@ def draw_curves(evidence: Evidence, group: str, palette: Palette, resamples: int
 
 
 def draw_seconds(evidence: Evidence, group: str, palette: Palette) -> Figure | None:
-    """Means over seconds of training; None where no run was timed."""
-    made = figure(9, 4.2)
-    axes = made.subplots()
-    drawn = False
-    for arm in evidence.arms:
-        runs = evidence.of(group, arm.name)
-        found = seconds_of(runs) if runs else None
-        if found is not None:
-            seconds, returns = found
+    """Means over seconds of training, one panel a clock; None where no run was timed."""
+    timed = {
+        clock: [(arm, found) for arm in evidence.arms if (found := seconds_of(evidence.of(group, arm.name), clock))]
+        for clock in CLOCKS
+    }
+    timed = {clock: courses for clock, courses in timed.items() if courses}
+    if not timed:
+        return None
+    made = figure(9 if len(timed) == 1 else 12, 4.2)
+    panels = np.atleast_1d(made.subplots(1, len(timed), sharey=True))
+    for axes, (clock, courses) in zip(panels, timed.items(), strict=True):
+        for arm, (seconds, returns) in courses:
             axes.plot(
                 seconds, mean_curve(returns), color=palette.colour(arm), linestyle=palette.line(arm), label=arm.name
             )
-            drawn = True
-    plain(axes, xlabel="seconds of training (evaluation not counted)", ylabel="return")
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return made if drawn else None
+        plain(axes, xlabel=CLOCKS[clock][1])
+    panels[0].set_ylabel("return")
+    panels[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return made
 
 
 def draw_endpoints(evidence: Evidence, group: str, palette: Palette, endpoints: Sequence[Endpoint]) -> Figure:
@@ -180,7 +192,16 @@ COSTS: dict[str, tuple[str, Callable[[dict[str, Any]], float]]] = {
     "bytes": ("bytes in training", lambda result: result["bytes"]["total"]),
     "flops": ("training FLOPs", lambda result: result["train_flops"]),
     "seconds": ("seconds of training, as measured", lambda result: result["measured"]["seconds"]),
+    "processor_seconds": ("seconds of processors", lambda result: result["measured"]["processor_seconds"]),
 }
+
+
+def cost_names(evidence: Evidence) -> list[str]:
+    """What the runs of a study are said to have cost: processors' seconds where all have them, else those passed."""
+    if evidence.study.kind != "agents":
+        return ["connections", "bytes", "seconds"]
+    precise = all(run.result["measured"].get("processor_seconds") for run in evidence.runs)
+    return ["connections", "bytes", "flops", "processor_seconds" if precise else "seconds"]
 
 
 def side_by_side(prices: Sequence[float]) -> list[float]:
@@ -200,7 +221,7 @@ def draw_costs(evidence: Evidence, group: str, palette: Palette, endpoint: Endpo
     arms = [arm for arm in evidence.arms if evidence.of(group, arm.name)]
     made = figure(10.5, 5.6)
     panels = made.subplots(2, 2, sharey=True)
-    for axes, (label, cost) in zip(panels.flat, COSTS.values(), strict=True):
+    for axes, (label, cost) in zip(panels.flat, (COSTS[name] for name in cost_names(evidence)), strict=True):
         prices = [float(np.mean([cost(run.result) for run in evidence.of(group, arm.name)])) for arm in arms]
         for arm, price in zip(arms, side_by_side(prices), strict=True):
             found, colour = mean(endpoint.values(evidence.of(group, arm.name))), palette.colour(arm)

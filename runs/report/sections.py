@@ -9,7 +9,16 @@ import numpy as np
 
 from runs.report import page
 from runs.report.aggregates import aggregates
-from runs.report.curves import draw_costs, draw_curves, draw_endpoints, draw_seconds, seconds_of
+from runs.report.curves import (
+    CLOCKS,
+    COSTS,
+    cost_names,
+    draw_costs,
+    draw_curves,
+    draw_endpoints,
+    draw_seconds,
+    seconds_of,
+)
 from runs.report.drawing import Palette
 from runs.report.endpoints import Endpoint
 from runs.report.loading import Evidence
@@ -58,11 +67,11 @@ def agent_sections(evidence: Evidence, endpoints: Sequence[Endpoint], files: Fil
     for group in evidence.groups:
         name = folder_name(group)
         yield page.heading(f"What it cost: {group}")
-        headings = ["arm", "connections", "bytes in training", "training FLOPs", "seconds"]
+        headings = ["arm", *(COSTS[cost][0] for cost in cost_names(evidence))]
         yield page.table(headings, cost_rows(evidence, group))
         yield page.paragraph(
             "In brackets: as a share of the first row. FLOPs are counted by one formula for all arms, bytes are "
-            "parameters, gradients, optimizer, indices and scratch; seconds are of training as measured, on cores "
+            "parameters, gradients, optimizer, indices and scratch; seconds are measured, on a machine "
             "that other runs of the study kept busy, and so the least exact of these. Arms that cost the same are "
             "drawn side by side.",
             "quiet",
@@ -124,11 +133,12 @@ def seconds_csv(evidence: Evidence) -> bytes:
     rows: list[list[object]] = []
     for group in evidence.groups:
         for arm in evidence.arms:
-            runs = evidence.of(group, arm.name)
-            found = seconds_of(runs) if runs else None
-            if found is not None:
-                rows += [[group, arm.name, *point] for point in zip(found[0], mean_curve(found[1]), strict=True)]
-    return as_csv(["group", "arm", "seconds", "mean_return"], rows)
+            for clock in CLOCKS:
+                found = seconds_of(evidence.of(group, arm.name), clock)
+                if found is not None:
+                    points = zip(found[0], mean_curve(found[1]), strict=True)
+                    rows += [[group, arm.name, clock, *point] for point in points]
+    return as_csv(["group", "arm", "clock", "seconds", "mean_return"], rows)
 
 
 def topology_csv(evidence: Evidence) -> bytes:

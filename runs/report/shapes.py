@@ -50,7 +50,13 @@ RESULTS: dict[str, Shape] = {
         "nnz_total": float,
         "train_flops": float,
         "bytes": {"total": float},
-        "measured": {"seconds": float, "curve_seconds": Maybe([(float, float)]), "machine": _MACHINE},
+        "measured": {
+            "seconds": float,
+            "curve_seconds": Maybe([(float, float)]),
+            "machine": _MACHINE,
+            "processor_seconds": Maybe(float),
+            "curve_processor_seconds": Maybe([(float, float)]),
+        },
     },
     "continual": {
         "seeds": (float,),

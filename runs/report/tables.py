@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from runs.report.contrasts import Contrast, p_text
-from runs.report.curves import COSTS, curve_band, curve_of
+from runs.report.curves import COSTS, cost_names, curve_band, curve_of
 from runs.report.drawing import short
 from runs.report.endpoints import Endpoint, overall
 from runs.report.loading import Evidence, Run
@@ -88,11 +88,6 @@ def endpoints_csv(evidence: Evidence, endpoints: Sequence[Endpoint]) -> bytes:
         for arm, name, found in endpoint_rows(evidence, group, endpoints)
     ]
     return as_csv(["group", "arm", "endpoint", "mean", "low", "high", "runs", "interval"], rows)
-
-
-def cost_names(evidence: Evidence) -> list[str]:
-    """What the runs of a study are said to have cost."""
-    return list(COSTS) if evidence.study.kind == "agents" else ["connections", "bytes", "seconds"]
 
 
 def mean_costs(runs: Sequence[Run], names: Sequence[str]) -> list[float]:
@@ -220,7 +215,7 @@ def cost_rows(evidence: Evidence, group: str) -> list[list[str]]:
         runs = evidence.of(group, arm.name)
         if not runs:
             continue
-        means = mean_costs(runs, list(COSTS))
+        means = mean_costs(runs, cost_names(evidence))
         first = first or means
         shares = [
             short(value) + (f" ({value / base:.2f}×)" if base else "") for value, base in zip(means, first, strict=True)

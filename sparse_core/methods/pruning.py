@@ -1,4 +1,4 @@
-"""Dense at the start, pruned along the way: GMP, LAMP, AC/DC and SNIP."""
+"""Dense at the start, pruned along the way: GMP, LAMP, AC/DC, SNIP and GraSP."""
 
 from __future__ import annotations
 
@@ -35,6 +35,17 @@ def least_sensitive(views: Mapping[str, LayerView], count: int) -> dict[str, Ten
     return least_of_all(views, count, scores)
 
 
+@drop_rule("gradient-flow", network=True, needs_closure=True)
+def least_for_gradient_flow(views: Mapping[str, LayerView], count: int) -> dict[str, Tensor]:
+    """Drop the smallest θ ⊙ Hg of the network: without those the gradient is largest (GraSP, arXiv:2002.07376)."""
+    shares: dict[str, Tensor] = {}
+    for name, view in views.items():
+        if view.flow_shares is None:
+            raise RuntimeError("this rule needs a closure; let a `Sparsifier` run it and give `step` one")
+        shares[name] = view.flow_shares
+    return least_of_all(views, count, shares)
+
+
 PRESETS.add(
     "gmp",
     Preset(
@@ -61,6 +72,14 @@ PRESETS.add(
     Preset(
         "from dense, prune once by |weight · gradient|, at the first change (SNIP: Lee et al. 2019, arXiv:1810.02340)",
         prune="sensitivity", course="at-once", begin=0.0, once=True,
+        dense_by_nature="is dense until its only change",
+    ),
+)  # fmt: skip
+PRESETS.add(
+    "grasp",
+    Preset(
+        "from dense, prune once what the gradient's norm owes least to (GraSP: Wang et al. 2020, arXiv:2002.07376)",
+        prune="gradient-flow", course="at-once", begin=0.0, once=True,
         dense_by_nature="is dense until its only change",
     ),
 )  # fmt: skip

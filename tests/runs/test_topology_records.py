@@ -120,6 +120,8 @@ def test_seconds_stand_beside_every_evaluation(finished: Path) -> None:
     seconds = [each for _, each in measured["curve_seconds"]]
     assert seconds == sorted(seconds)
     assert 0 < seconds[0] < seconds[-1] <= measured["seconds"]
+    processor = [each for _, each in measured["curve_processor_seconds"]]
+    assert 0 < processor[0] < processor[-1] <= measured["processor_seconds"]
 
 
 def test_final_episodes_are_those_of_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -142,6 +142,8 @@ def state_of(directory: Path, step: int | None = None) -> dict[str, Any]:
         "evaluation_seconds",
         "metrics_offset",
         "curve_seconds",
+        "processor_seconds",
+        "curve_processor_seconds",
     ):  # seconds have more or fewer digits
         del state["journal"][name]
     del state["agent"]["monitor"]["age"], state["agent"]["monitor"]["episode_times"]

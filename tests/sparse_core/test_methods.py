@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sparse_core import (
     DROP_RULES,
@@ -25,6 +27,7 @@ from sparse_core import (
     sparse_layers,
 )
 from sparse_core.choosing import Choosing
+from sparse_core.curvature import flow_shares
 from sparse_core.draws import sample_distinct
 from sparse_core.meters import nnz
 from sparse_core.methods.pruning import lamp_scores
@@ -35,7 +38,7 @@ from sparse_core.signals import Capture
 WORKED = {"magnitude", "signed", "random", "gradient", "importance", "in-place"} | {
     "weight-and-gradient", "sampled-gradient", "cosine", "cosine-or-random", "neuron-importance",
     "neuron-importance-or-random", "global-magnitude", "lamp", "sensitivity", "adaptive-threshold", "sign-crossing",
-    "relative-importance", "ch2-l3n", "ch3-l3p", "constant-fan-in", "similarity", "momentum",
+    "gradient-flow", "relative-importance", "ch2-l3n", "ch3-l3p", "constant-fan-in", "similarity", "momentum",
 }  # fmt: skip
 
 # Four weights of a 2×4 layer, two to each output:
@@ -205,6 +208,51 @@ def test_lamp_compares_within_layers() -> None:
 def test_snip_weighs_by_what_a_weight_changes() -> None:
     # |w · g|: 2·10, 1·0, 3·2, 4·1.
     assert found("sensitivity", {"only": view()}, 2) == {"only": [1, 3]}
+
+
+def test_grasp_keeps_what_the_gradients_norm_lives_on() -> None:
+    # L = Σ aᵢ wᵢ² / 2 with a = 1 2 3 4: g = a w = 2 -2 9 16, Hg = a g = 2 -4 27 64, w ⊙ Hg = 4 4 81 256.
+    layer = SparseLinear(4, 2, topology=Topology.from_positions((2, 4), TAKEN), bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        layer.values.copy_(WEIGHTS)
+    curvature = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    found_shares = flow_shares({"": layer}, lambda: (curvature * layer.values.square() / 2).sum().backward())[""]
+    assert found_shares.tolist() == pytest.approx([4, 4, 81, 256])
+    assert torch.equal(layer.values.detach(), WEIGHTS.double())  # looking changes nothing
+    assert found("gradient-flow", {"only": view(flow_shares=found_shares)}, 2) == {"only": [0, 1]}
+    assert found("gradient-flow", {"only": view(flow_shares=torch.tensor([1.0, -5.0, 0.0, 2.0]))}, 2) == {
+        "only": [1, 2]
+    }
+
+
+@pytest.mark.parametrize("backend", ["gemm", "csr"])
+def test_grasps_shares_are_those_of_twice_differentiating(backend: str) -> None:
+    """An oracle: torch's own Hessian-vector product through the dense copy."""
+    model = SparseMLP([5, 9, 7, 3], sparsity=0.5, dense=(), generator=seeded(1), backend=backend).double()
+    inputs = torch.randn(16, 5, dtype=torch.float64, generator=seeded(2))
+    labels = torch.randint(3, (16,), generator=seeded(3))
+    shares = flow_shares(sparse_layers(model), lambda: F.cross_entropy(model(inputs), labels).backward())
+    parts = [part.to_dense() if isinstance(part, SparseLinear) else part for part in model]
+    weights = [part.weight for part in parts if isinstance(part, nn.Linear)]
+    loss = F.cross_entropy(nn.Sequential(*parts)(inputs), labels)
+    gradients = torch.autograd.grad(loss, weights, create_graph=True)
+    there = [layer.topology.to_mask() for layer in sparse_layers(model).values()]
+    along = sum((each * each.detach() * mask).sum() for each, mask in zip(gradients, there, strict=True))
+    products = torch.autograd.grad(along, weights)
+    assert len(shares) == len(weights)
+    for share, weight, product, mask in zip(shares.values(), weights, products, there, strict=True):
+        assert torch.allclose(share, (weight * product)[mask], rtol=1e-3, atol=1e-6)
+        assert share.abs().max() > 1e-3
+
+
+def test_grasp_wants_a_closure() -> None:
+    model = SparseMLP([4, 8, 2], sparsity=0.5, topology="grasp", generator=seeded())
+    sparsifier = Sparsifier.preset("grasp", model, Adam(model.parameters()), total_steps=10, sparsity=0.5)
+    with pytest.raises(ValueError, match=r"asks how the gradient changes; give `step` a `closure`"):
+        sparsifier.step()
+    assert sparsifier.steps == 0
+    with pytest.raises(ValueError, match=r"the values of '0' have no gradient; let it work out the loss"):
+        sparsifier.update(closure=lambda: None)
 
 
 def test_dsr_adapts_its_threshold() -> None:
@@ -665,9 +713,10 @@ def test_sparsity_follows_its_course_to_the_exact_end(name: str) -> None:
     for step in range(100):
         inputs = torch.randn(8, 20, generator=seeded(step))
         optimizer.zero_grad()
-        (model(inputs) - inputs[:, :4]).square().mean().backward()
+        loss = partial(lambda inputs: (model(inputs) - inputs[:, :4]).square().mean().backward(), inputs)
+        loss()
         optimizer.step()
-        sparsifier.step()
+        sparsifier.step(closure=loss)
         counts.append(nnz(model))
     assert counts[0] == cells - round(PRESETS[name].starting(0.9) * cells)
     assert counts[-1] == cells - round(0.9 * cells)
@@ -692,6 +741,26 @@ def test_warm_up_by_hand() -> None:
         optimizer.step()
         steps.append(before - values.item())
     assert steps == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1])
+
+
+def test_without_ages_adam_is_torchs() -> None:
+    """With one age a tensor, moving connections take the steps that torch's Adam gives them; with ages, others."""
+
+    def trained(topology: str, make: Callable[..., torch.optim.Optimizer]) -> Tensor:
+        model = SparseMLP([6, 12, 2], sparsity=0.5, topology=topology, generator=seeded(3))
+        optimizer = make(model.parameters(), lr=0.05)
+        sparsifier = Sparsifier.preset(topology, model, optimizer, total_steps=24, period=4, seed=4)
+        inputs = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+        for _ in range(24):
+            optimizer.zero_grad()
+            model(inputs).square().sum().backward()
+            optimizer.step()
+            sparsifier.step()
+        return torch.cat([layer.values.detach() for layer in sparsifier.layers.values()])
+
+    plain = trained("set:ages=false", Adam)
+    assert torch.allclose(plain, trained("set", torch.optim.Adam), atol=1e-6)
+    assert not torch.allclose(plain, trained("set", Adam), atol=1e-3)
 
 
 def test_a_warm_up_needs_an_adam_that_knows_ages() -> None:

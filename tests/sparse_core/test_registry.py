@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tracemalloc
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -41,7 +42,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def test_the_dense_ones_say_so() -> None:
     said = {name for name in CHANGING if PRESETS[name].dense_by_nature}
-    assert said == {"snfs", "gmp", "granet", "lamp", "acdc", "snip"}
+    assert said == {"snfs", "gmp", "granet", "lamp", "acdc", "snip", "grasp"}
 
 
 # Convolutions
@@ -62,7 +63,7 @@ def test_a_convolutional_network_trains(name: str) -> None:
         optimizer.zero_grad()
         model(images).square().mean().backward()
         optimizer.step()
-        sparsifier.step()
+        sparsifier.step(closure=partial(lambda images: model(images).square().mean().backward(), images))
     cells = 6 * 18 + 8 * 54 + 3 * 128
     assert nnz(model) == cells - round(0.7 * cells)
     assert sparsity(model) == pytest.approx(0.7, abs=1 / cells)
