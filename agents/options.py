@@ -10,8 +10,8 @@ import numpy as np
 from gymnasium import spaces
 from torch import nn
 
-from sparse_core import BACKENDS, DISTRIBUTIONS, INITIALISATIONS, PRESETS, SCHEDULES, Preset, SparseLinear, Topology
-from sparse_core.distributions import check_sparsity
+from sparse_core import BACKENDS, INITIALISATIONS, PRESETS, SCHEDULES, Preset, SparseLinear, Topology
+from sparse_core.distributions import check_sparsity, fixes_total, repeated
 
 NORMS = ("none", "layer")
 
@@ -21,8 +21,9 @@ class SparseOptions:
     """Sparsity, topology and their courses, with every default filled in from the topology's preset."""
 
     topology: str
-    actor: float
-    critic: float
+    actor: float | None
+    """Sparsity of the actor; None where the distribution fixes it."""
+    critic: float | None
     distribution: str
     dense: tuple[str | int, ...]
     init: str
@@ -63,19 +64,21 @@ class SparseOptions:
         preset = PRESETS[topology]
         if input_sparsity is not None:
             _check_input(input_sparsity, preset, topology, (sparsity, actor_sparsity, critic_sparsity))
-        if sparsity is None:
+        distribution = distribution or preset.distribution
+        if preset.dense and fixes_total(distribution):
+            distribution = preset.distribution
+        if sparsity is None and not fixes_total(distribution):
             sparsity = 0.0 if preset.dense or input_sparsity is not None else 0.5
-        check_sparsity(sparsity)
-        actor, critic = (
-            check_sparsity(sparsity if own is None else own) for own in (actor_sparsity, critic_sparsity)
-        )  # fmt: skip
+        _share(sparsity)
+        actor, critic = (_share(sparsity if own is None else own) for own in (actor_sparsity, critic_sparsity))
         if preset.dense and (actor or critic):
+            most = max(actor or 0.0, critic or 0.0)
             raise ValueError(
-                f"topology {topology!r} keeps every connection, got sparsity {max(actor, critic):g}; leave "
-                f"the sparsity out, or choose a sparse topology, as 'static' or 'set'"
+                f"topology {topology!r} keeps every connection, got sparsity {most:g}; leave "
+                "the sparsity out, or choose a sparse topology, as 'static' or 'set'"
             )
         options = cls(
-            topology, actor, critic, distribution or preset.distribution, dense, init or preset.init,
+            topology, actor, critic, distribution, dense, init or preset.init,
             preset.drop_fraction if drop_fraction is None else drop_fraction,
             period if period is not None else 1 if preset.each_step else 1_000, schedule or preset.schedule,
             preset.stop if stop is None else stop, capture_batches, total_updates,
@@ -86,7 +89,7 @@ class SparseOptions:
 
     def check(self) -> None:
         """Raise a `ValueError` for a name that is not known or a number out of range."""
-        DISTRIBUTIONS[self.distribution.partition(":")[0]]
+        fixes_total(self.distribution)
         INITIALISATIONS[self.init]
         SCHEDULES[self.schedule]
         for backend in self.backend.values() if isinstance(self.backend, Mapping) else [self.backend]:
@@ -120,7 +123,7 @@ class SparseOptions:
         )  # fmt: skip
 
     def sparsifier(
-        self, total_updates: int | None, seed: int | None, sparsity: float, networks: int = 1
+        self, total_updates: int | None, seed: int | None, sparsity: float | None, networks: int = 1
     ) -> dict[str, Any]:
         """What a `Sparsifier` of `networks` alike networks with this sparsity is told."""
         if not self.moves:
@@ -134,8 +137,12 @@ class SparseOptions:
         return dict(
             drop_fraction=self.drop_fraction, period=self.period, schedule=self.schedule, stop=self.stop,
             capture_batches=self.capture_batches, total_steps=total_updates, seed=seed, sparsity=sparsity,
-            distribution=_for_all(self.distribution, networks),
+            distribution=repeated(self.distribution, networks),
         )  # fmt: skip
+
+
+def _share(sparsity: float | None) -> float | None:
+    return None if sparsity is None else check_sparsity(sparsity)
 
 
 def _check_input(share: float, preset: Preset, topology: str, others: tuple[float | None, ...]) -> None:
@@ -151,12 +158,6 @@ def _check_input(share: float, preset: Preset, topology: str, others: tuple[floa
             f"topology {topology!r} cannot keep an input layer sparse alone; choose one that keeps its number of "
             "connections, as 'set' or 'static'"
         )
-
-
-def _for_all(distribution: str, networks: int) -> str:
-    """The distribution of several alike networks together: factors of layers (`er:7,64`) once for each."""
-    name, colon, factors = distribution.partition(":")
-    return name + colon + ",".join([factors] * networks) if "," in factors else distribution
 
 
 def check_spaces(observations: spaces.Space[Any], actions: spaces.Space[Any]) -> None:

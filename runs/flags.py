@@ -30,7 +30,8 @@ class AgentFlags:
     input_sparsity: Annotated[float | None, left_out("FLOAT", PRESET)] = None
     """Sparsity of the first layers of actor and critics, every other layer being dense; instead of --sparsity."""
     distribution: Annotated[str | None, left_out("NAME", TOPOLOGY)] = None
-    """How connections are shared out between layers (`sparse-agents list distributions`); er:7,64 weighs layers."""
+    """How connections are shared out between layers (`sparse-agents list distributions`); er:7,64 weighs layers,
+    and epsilon:epsilon=20, densities:0.1,0.2 and counts:100,200 fix the sparsity, too."""
     dense: Annotated[str | None, left_out("LIST")] = None
     """Layers kept dense, comma list of input, output, numbers; none for no layer. Default: output."""
     init: Annotated[str | None, left_out("NAME", "(default: the topology's)")] = None

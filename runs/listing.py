@@ -40,7 +40,7 @@ def _grow() -> dict[str, str]:
 def _distributions() -> dict[str, str]:
     from sparse_core import DISTRIBUTIONS
 
-    return {name: _first_line(rule) for name, rule in DISTRIBUTIONS.items()}
+    return {name: _first_line(rule.choose) for name, rule in DISTRIBUTIONS.items()}
 
 
 def _backends() -> dict[str, str]:

@@ -8,9 +8,11 @@ from typing import Any, get_type_hints
 from agents.options import SparseOptions
 from agents.presets import AGENT_PRESETS, AgentPreset
 from envs.noise import Noise
+from runs.fixed_totals import fixed_sparsities
 from runs.options import Train
 from runs.values import check_device, check_threads, parse_list, settings_in
 from sparse_core import PRESETS
+from sparse_core.distributions import fixes_total
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,15 @@ class Settings:
 
         sparsity = options.sparsity
         inputs = _input_sparsity(options, preset)
-        if sparsity is None and options.topology != "dense":
+        distribution = options.distribution or preset.distribution_for(options.env)
+        if sparsity is None and options.topology != "dense" and not (distribution and fixes_total(distribution)):
             sparsity = preset.sparsity
         sparse = SparseOptions.resolve(
             sparsity=sparsity,
             topology=options.topology,
             actor_sparsity=options.actor_sparsity,
             critic_sparsity=options.critic_sparsity,
-            distribution=options.distribution or preset.distribution_for(options.env),
+            distribution=distribution,
             dense=parse_list(options.dense, "dense", "output"),
             init=options.init,
             drop_fraction=chosen("drop_fraction"),
@@ -94,10 +97,18 @@ class Settings:
             raise ValueError(
                 f"`hidden` must be a comma list of positive widths such as 256,256, got {options.hidden!r}"
             )
+        actor, critic = sparse.actor, sparse.critic
+        if fixes_total(sparse.distribution):
+            noise = _noise(options.noise_features, options.seed, options.permute_features_every)
+            actor, critic = fixed_sparsities(
+                options.env, noise, [int(width) for width in hidden], sparse.dense, sparse.distribution, actor, critic
+            )
+        assert actor is not None
+        assert critic is not None
         settings = cls(
             algo=options.algo, env=options.env, steps=options.steps, seed=options.seed, preset=options.preset,
-            topology=options.topology, sparsity=max(sparse.actor, sparse.critic) if sparsity is None else sparsity,
-            actor_sparsity=sparse.actor, critic_sparsity=sparse.critic, distribution=sparse.distribution,
+            topology=options.topology, sparsity=max(actor, critic) if sparsity is None else sparsity,
+            actor_sparsity=actor, critic_sparsity=critic, distribution=sparse.distribution,
             dense=list(sparse.dense), init=sparse.init, drop_fraction=sparse.drop_fraction, schedule=sparse.schedule,
             stop=sparse.stop, period=sparse.period, capture_batches=sparse.capture_batches,
             hidden=[int(width) for width in hidden],
@@ -159,9 +170,7 @@ class Settings:
     @property
     def noise(self) -> Noise | None:
         """What the environment's observations get appended; None for those of the environment itself."""
-        if not self.noise_features:
-            return None
-        return Noise(self.noise_features, self.seed, self.permute_features_every)
+        return _noise(self.noise_features, self.seed, self.permute_features_every)
 
     def as_dict(self) -> dict[str, Any]:
         """What `config.json` holds."""
@@ -173,6 +182,10 @@ _LATER = {
     "input_sparsity": None,
 }  # fmt: skip
 """Settings that runs of earlier versions do not have, with what held then."""
+
+
+def _noise(share: float, seed: int, permute_every: int | None) -> Noise | None:
+    return Noise(share, seed, permute_every) if share else None
 
 
 def _input_sparsity(options: Train, preset: AgentPreset) -> float | None:

@@ -19,6 +19,7 @@ from sparse_core.crossover import settle
 from sparse_core.distributions import DISTRIBUTIONS, allocate, distribution
 from sparse_core.draws import generators
 from sparse_core.drop import DROP_RULES, drop_rule
+from sparse_core.fixed_totals import density_of_epsilon, epsilon_of_density
 from sparse_core.grow import GROW_RULES, grow_rule
 from sparse_core.initialisation import INITIALISATIONS
 from sparse_core.layers import SparseLinear, sparse_layers
@@ -64,8 +65,10 @@ __all__ = [
     "birth",
     "carry_state",
     "course",
+    "density_of_epsilon",
     "distribution",
     "drop_rule",
+    "epsilon_of_density",
     "generators",
     "grow_rule",
     "plan",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from torch import nn
 
 from sparse_core.conv import SparseConv2d
-from sparse_core.distributions import Distribution, allocate
+from sparse_core.distributions import Distribution, allocate, fixes_total
 from sparse_core.drop import DROP_RULES
 from sparse_core.layers import SparseLinear
 from sparse_core.meters import layer_counts
@@ -55,16 +55,27 @@ def phases(way: float, start: float, final: float) -> float:
 
 def starting_counts(
     shapes: Sequence[tuple[int, ...]],
-    sparsity: float,
+    sparsity: float | None,
     method: Preset,
     distribution: str | Distribution,
     dense: Collection[int],
 ) -> list[int]:
     """Weights per layer at the start of a method that ends with `sparsity`; an error where that cannot be met."""
+    if method.prune is not None:
+        check_shares(distribution)
     final = allocate(shapes, sparsity, distribution, dense)
     if not sparsity or method.prune is None:
         return final
     return allocate(shapes, method.starting(sparsity), distribution, dense)
+
+
+def check_shares(distribution: str | Distribution) -> None:
+    """Raise a `ValueError` for a distribution that fixes what a method changes along training."""
+    if fixes_total(distribution):
+        raise ValueError(
+            f"distribution {distribution!r} fixes the number of connections, which this method brings down along "
+            "training; take one that only shares them out, as 'erk', or a method that keeps its number, as 'set'"
+        )
 
 
 class Budget:

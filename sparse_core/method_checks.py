@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparse_core.courses import COURSES
+from sparse_core.courses import COURSES, check_shares
 from sparse_core.drop import DROP_RULES
 from sparse_core.grow import GROW_RULES
 from sparse_core.presets import Preset
@@ -46,6 +46,7 @@ def _check_course(method: Preset, total_steps: int | None, sparsity: float | Non
         raise ValueError(f"give both `prune` and `course`, or neither; got {method.prune!r} and {method.course!r}")
     if method.course is not None:
         COURSES[method.course]
+        check_shares(method.distribution)
         if sparsity is None:
             raise ValueError(
                 f"course {method.course!r} of the sparsity needs `sparsity`, that of the whole model at the end"

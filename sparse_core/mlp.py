@@ -21,7 +21,8 @@ class SparseMLP(nn.Sequential):
 
     Args:
         sizes: features from input to output, e.g. [17, 256, 256, 6].
-        sparsity: 1 - connections / Σ in × out over all layers, dense ones included, biases not.
+        sparsity: 1 - connections / Σ in × out over all layers, dense ones included, biases not; None where
+            `distribution` fixes the number of connections.
         topology: the method that will move its connections; see `sparsify`.
         distribution: how the connections are shared out (see `allocate`); the method's own by default.
         dense: layers kept dense: `"input"`, `"output"` or indices.
@@ -38,7 +39,7 @@ class SparseMLP(nn.Sequential):
         self,
         sizes: Sequence[int],
         *,
-        sparsity: float,
+        sparsity: float | None,
         topology: str = "static",
         distribution: str | Distribution | None = None,
         dense: str | Sequence[str | int] = "output",
@@ -54,9 +55,8 @@ class SparseMLP(nn.Sequential):
             raise ValueError(f"`sizes` must name at least an input and an output, all positive, got {list(sizes)}")
         generator = torch.default_generator if generator is None else generator
         shapes = [(fan_out, fan_in) for fan_in, fan_out in pairwise(sizes)]
-        kept = (
-            dense_indices(dense, [str(index) for index in range(len(shapes))]) if sparsity else set(range(len(shapes)))
-        )
+        names = [str(index) for index in range(len(shapes))]
+        kept = set(range(len(shapes))) if sparsity == 0 else dense_indices(dense, names)
         method = PRESETS[topology]
         distribution = method.distribution if distribution is None else distribution
         counts = starting_counts(shapes, sparsity, method, distribution, kept)

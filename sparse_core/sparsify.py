@@ -46,7 +46,7 @@ class Plan:
 
 def sparsify(
     model: nn.Module,
-    sparsity: float,
+    sparsity: float | None = None,
     *,
     topology: str = "static",
     distribution: str | Distribution | None = None,
@@ -67,7 +67,8 @@ def sparsify(
     Args:
         model: any module; a plain `nn.Linear` or `nn.Conv2d` is returned as a sparse layer.
         sparsity: 1 - weights / cells over all weight matrices of the model (parameters with two or
-            more axes), dense ones included; 0 leaves the model as it is.
+            more axes), dense ones included; 0 leaves the model as it is. None where the distribution fixes the number
+            of connections (`"epsilon"`, `"densities:0.1,0.2"`, `"counts:100,200"`).
         topology: the method that will move its connections, a name from `PRESETS`. One that comes down to `sparsity`
             along training (GMP, GraNet) starts with its own; every layer that may be sparse is, then, full ones, too.
         distribution: see `allocate`; the method's own by default, which is ERK for most.
@@ -93,7 +94,7 @@ def sparsify(
         conv_unit=conv_unit,
     )  # fmt: skip
     generator = torch.default_generator if generator is None else generator
-    wanted = _wanted(model, chosen, full=sparsity > 0 and PRESETS[topology].prune is not None)
+    wanted = _wanted(model, chosen, full=sparsity != 0 and PRESETS[topology].prune is not None)
     if topologies is not None:
         _check_topologies(topologies, wanted)
     for name, reason in chosen.skipped.items():
@@ -149,7 +150,7 @@ def _sparse(layer: nn.Linear | nn.Conv2d, topology: Topology, conv_unit: Unit, i
 
 def plan(
     model: nn.Module,
-    sparsity: float,
+    sparsity: float | None = None,
     *,
     topology: str = "static",
     distribution: str | Distribution | None = None,
@@ -163,7 +164,7 @@ def plan(
     distribution = method.distribution if distribution is None else distribution
     included, excluded = ([globs] if isinstance(globs, str) else list(globs) for globs in (include, exclude))
     already = sparse_layers(model)
-    if already and sparsity:
+    if already and sparsity != 0:
         raise ValueError(f"the model has sparse layers already: {', '.join(already)}; sparsify a dense model, once")
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     for glob in [*included, *excluded]:
@@ -172,7 +173,7 @@ def plan(
                 f"glob {glob!r} names no linear layer or convolution; known: {', '.join(layers) or 'none'}"
             )
     names = list(layers)
-    kept_dense = {names[index] for index in dense_indices(dense, names)} if names and sparsity else set()
+    kept_dense = {names[index] for index in dense_indices(dense, names)} if names and sparsity != 0 else set()
     skipped = {}
     for name, layer in layers.items():
         reason = f"kept dense by `dense={dense!r}`" if name in kept_dense else _reason_to_skip(model, name, layer)
@@ -186,7 +187,7 @@ def plan(
     shapes: list[tuple[int, ...]] = [tuple(layers[name].weight.shape) for name in chosen]
     own = {id(layers[name].weight) for name in chosen}
     others = [tuple(p.shape) for p in model.parameters() if p.dim() >= 2 and id(p) not in own]
-    if not shapes and sparsity:
+    if not shapes and sparsity != 0:
         raise ValueError(f"no layer of this model can be made sparse:\n{Plan({}, skipped)}")
     fixed = range(len(shapes), len(shapes) + len(others))
     counts = starting_counts([*shapes, *others], sparsity, method, distribution, fixed)

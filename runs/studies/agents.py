@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -13,6 +12,7 @@ import tyro
 
 import envs
 from runs.building import build
+from runs.fixed_totals import widths
 from runs.flags import AgentFlags, left_out
 from runs.options import Resume, Train
 from runs.settings import Settings
@@ -148,22 +148,11 @@ def _settings(wanted: _Wanted, group: str, options: Compare) -> Settings:
 def _narrowed(flags: _ArmFlags, group: str, options: Compare, sparsity: float) -> _ArmFlags:
     """Flags of a dense agent with as many weights as a static one of this sparsity."""
     sparse = _settings(_Wanted("", replace(flags, topology="static", sparsity=sparsity)), group, options)
-    observations, actions = _widths(group)
+    observations, actions = widths(group)
     actor, critic = agent_weights(sparse.hidden, observations, actions)
     wanted = round((1 - sparse.actor_sparsity) * actor) + 2 * round((1 - sparse.critic_sparsity) * critic)
     hidden = small_hidden(sparse.hidden, wanted, observations, actions)
     return replace(flags, hidden=",".join(map(str, hidden)), actor_sparsity=None, critic_sparsity=None)
-
-
-def _widths(env: str) -> tuple[int, int]:
-    """Numbers in an observation and in an action."""
-    environment = envs.make(env)
-    try:
-        spaces = environment.observation_space, environment.action_space
-        observations, actions = (math.prod(space.shape or ()) for space in spaces)
-        return observations, actions
-    finally:
-        environment.close()
 
 
 def settle(arm: Arm, group: str, seed: int) -> dict[str, str]:

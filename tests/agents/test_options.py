@@ -59,6 +59,7 @@ HIDDEN = "every hidden layer must be at least 1 wide"
         ),
         (dict(dense=("input", 7)), "`dense` names no layer with 7"),
         (dict(sparsity=0.99), "`sparsity` 0.99 cannot be met"),
+        (dict(distribution="counts:9,9", sparsity=0.5), "distribution 'counts:9,9' fixes the number of connections"),
         (dict(distribution="er:1"), "must give one positive factor for each of the 2 sparse layers"),
     ],
 )

@@ -22,6 +22,17 @@ def networks(model: Any) -> dict[str, torch.nn.Module]:
     return {"mu": model.actor.mu, **critics}
 
 
+def test_a_distribution_may_fix_the_number_of_connections() -> None:
+    # ε (in + out): 3 · (3 + 20) and 4 · (20 + 30) in the actor, whose output keeps 30 · 2; 3 · (5 + 20) in the critics.
+    model = agent(sparsity=None, distribution="epsilon:3,4", policy_kwargs=dict(net_arch=[20, 30]))
+    counts = {name: [count.nnz for count in layer_counts(part).values()] for name, part in networks(model).items()}
+    wide = [75, 200, 30]
+    assert counts == {"mu": [60, 200, 60], "qf0": wide, "qf1": wide}  # 69 would be more than the first layer's 60
+    model.learn(40)
+    after = {name: [count.nnz for count in layer_counts(part).values()] for name, part in networks(model).items()}
+    assert after == counts
+
+
 @pytest.mark.parametrize("wanted", [0.0, 0.3, 0.5, 0.81])
 @pytest.mark.parametrize("distribution", ["uniform", "er", "erk", "er:7,64"])
 def test_every_network_has_the_sparsity_asked_for(wanted: float, distribution: str) -> None:

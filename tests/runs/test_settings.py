@@ -69,6 +69,20 @@ def test_flags_beat_the_preset_and_the_preset_beats_the_topology() -> None:
     assert flags.batch_size == AGENT_PRESETS["ds-td3-2022"].batch_size
 
 
+def test_a_distribution_that_fixes_the_number_says_the_sparsity() -> None:
+    # Hopper: 11 observations, 3 actions. Outputs are dense: 256 · 3 and 256 weights.
+    for preset in ("td3", "ds-td3-2022"):
+        found = resolve(env="Hopper-v5", distribution="epsilon:7,64", preset=preset)
+        assert found.actor_sparsity == 1 - (7 * 267 + 64 * 512 + 256 * 3) / (256 * (11 + 256 + 3))
+        assert found.critic_sparsity == 1 - (7 * 270 + 64 * 512 + 256) / (256 * (14 + 256 + 1))
+        assert found.sparsity == max(found.actor_sparsity, found.critic_sparsity)
+    assert resolve(env="Hopper-v5", topology="dense", distribution="epsilon").sparsity == 0.0
+    with pytest.raises(ValueError, match=r"'epsilon' fixes the number of connections, .* but `sparsity` 0\.5 was"):
+        resolve(env="Hopper-v5", distribution="epsilon", sparsity=0.5)
+    again = resolve(env="Hopper-v5", distribution="epsilon:7,64", actor_sparsity=found.actor_sparsity)
+    assert again.actor_sparsity == found.actor_sparsity
+
+
 def test_sparsity_by_network() -> None:
     both = resolve(sparsity=0.8, actor_sparsity=0.5)
     assert (both.actor_sparsity, both.critic_sparsity, both.sparsity) == (0.5, 0.8, 0.8)

@@ -1,10 +1,24 @@
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from sparse_core import DISTRIBUTIONS, allocate, distribution
+from sparse_core import (
+    DISTRIBUTIONS,
+    SparseMLP,
+    Sparsifier,
+    allocate,
+    density_of_epsilon,
+    distribution,
+    epsilon_of_density,
+    plan,
+    sparse_layers,
+    sparsify,
+)
+from sparse_core.distributions import fixes_total, repeated
 
 MLP = [(6, 4), (2, 6)]  # 24 + 12 cells
 
@@ -74,7 +88,7 @@ layers = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1,
 @given(
     shapes=layers,
     sparsity=st.floats(0, 1, exclude_max=True),
-    name=st.sampled_from(sorted(DISTRIBUTIONS)),
+    name=st.sampled_from([name for name, rule in DISTRIBUTIONS.items() if not rule.fixed] + ["er-power:power=-0.7"]),
     data=st.data(),
 )
 def test_the_total_is_exact_for_every_distribution(
@@ -129,7 +143,8 @@ def test_a_sparsity_that_cannot_be_met_says_what_can() -> None:
 
 
 def test_a_wrong_name_gets_a_suggestion() -> None:
-    with pytest.raises(ValueError, match=r"no distribution called 'unifrom'; did you mean 'uniform'\? known: er, erk"):
+    known = "counts, densities, epsilon, er, er-power, erk, uniform"
+    with pytest.raises(ValueError, match=rf"no distribution called 'unifrom'; did you mean 'uniform'\? known: {known}"):
         allocate(MLP, 0.5, "unifrom")
 
 
@@ -166,3 +181,151 @@ def test_a_distribution_of_ones_own_is_known_by_name() -> None:
     assert allocate(MLP, 1 - 14 / 36, "by inputs") == [8, 6]
     with pytest.raises(ValueError, match="a distribution called 'er' is registered already"):
         distribution("er")(by_inputs)
+
+
+def test_a_power_of_erdos_renyi_by_hand() -> None:
+    # (n + n) / (n · n) is 1/2 in a 4×4 and 1 in a 2×2 layer, which have 16 and 4 cells.
+    # Power 2: 1/4 · 16 and 1 · 4 connections, up to scale, so of 6 three each. Power 0: 16 : 4, of 5 four and one.
+    assert allocate([(4, 4), (2, 2)], 1 - 6 / 20, "er-power:power=2") == [3, 3]
+    assert allocate([(4, 4), (2, 2)], 1 - 5 / 20, "er-power:power=0") == [4, 1]
+
+
+@given(shapes=layers, sparsity=st.floats(0, 0.9))
+def test_powers_zero_and_one_are_uniform_and_er(shapes: list[tuple[int, int]], sparsity: float) -> None:
+    shapes = [(rows + 20, columns + 20) for rows, columns in shapes]
+    assert allocate(shapes, sparsity, "er-power:power=0") == allocate(shapes, sparsity, "uniform")
+    assert allocate(shapes, sparsity, "er-power") == allocate(shapes, sparsity, "er")
+
+
+def test_options_and_factors_go_together() -> None:
+    shapes = [(9, 9), (9, 9)]
+    assert allocate(shapes, 0.5, "er-power:power=3:1,2") == allocate(shapes, 0.5, "er:1,2") == [27, 54]
+
+
+def test_sets_epsilon_by_hand() -> None:
+    # ε = 20 and 1000 neurons: 20 · 2000 = 40,000 of a million, 4 % (Mocanu et al.); 784 → 1000: 20 · 1784.
+    assert allocate([(1000, 1000)], None, "epsilon") == [40_000]
+    assert allocate([(1000, 784), (1000, 1000)], None, "epsilon:epsilon=20") == [35_680, 40_000]
+    # 20 · 20 would be more than the 100 cells of a small layer, which is full.
+    assert allocate([(1000, 1000), (10, 10)], None, "epsilon:epsilon=20") == [40_000, 100]
+    # ε of every layer: DS-TD3's λ = 7 and 64 as densities of their own, its output layer dense.
+    assert allocate([(256, 17), (256, 256), (6, 256)], None, "epsilon:7,64", dense=[2]) == [1911, 32768, 1536]
+
+
+def test_densities_and_counts_by_hand() -> None:
+    assert allocate(MLP, None, "densities:0.25,0.5") == [6, 6]
+    assert allocate(MLP, None, "densities:0.3,0.3") == [7, 4]  # 7.2 + 3.6 = 10.8, of which the second gets the rest
+    assert allocate(MLP, None, "densities:0.5", dense=[1]) == [12, 12]
+    assert allocate(MLP, None, "counts:7,1") == [7, 1]
+    assert allocate([(6, 4, 3, 3), *MLP], None, "counts:1,24,12") == [1, 24, 12]
+
+
+@given(shapes=layers, data=st.data())
+def test_counts_are_those_given(shapes: list[tuple[int, int]], data: st.DataObject) -> None:
+    counts = [data.draw(st.integers(1, math.prod(shape))) for shape in shapes]
+    name = "counts:" + ",".join(map(str, counts))
+    total = sum(map(math.prod, shapes))
+    assert allocate(shapes, None, name) == counts
+    assert allocate(shapes, 1 - sum(counts) / total, name) == counts
+    for wrong in (1 - (sum(counts) - 1) / total, 1 - (sum(counts) + 1) / total):
+        if 0 <= wrong < 1:
+            with pytest.raises(ValueError, match=r"fixes the number of connections, .* but `sparsity`"):
+                allocate(shapes, wrong, name)
+
+
+@given(shapes=layers, data=st.data())
+def test_densities_are_within_a_connection(shapes: list[tuple[int, int]], data: st.DataObject) -> None:
+    densities = [data.draw(st.floats(0.01, 1)) for _ in shapes]
+    counts = allocate(shapes, None, "densities:" + ",".join(map(repr, densities)))
+    for count, density, shape in zip(counts, densities, shapes, strict=True):
+        assert abs(count - max(1, density * math.prod(shape))) < 1 + 1e-6
+
+
+@given(shapes=layers, epsilon=st.floats(0.01, 100), data=st.data())
+def test_epsilon_and_density_convert_into_each_other(
+    shapes: list[tuple[int, int]], epsilon: float, data: st.DataObject
+) -> None:
+    dense = data.draw(st.sets(st.integers(0, len(shapes) - 1), max_size=len(shapes) - 1))
+    density = density_of_epsilon(shapes, epsilon, dense)
+    back = epsilon_of_density(shapes, density, dense)
+    assert back <= epsilon * (1 + 1e-9)
+    assert density_of_epsilon(shapes, back, dense) == pytest.approx(density, rel=1e-12)
+    if density < 1:
+        assert back == pytest.approx(epsilon, rel=1e-9)
+    # What `allocate` makes of it is that density, but for rounding and the one connection every layer keeps.
+    counts = allocate(shapes, None, f"epsilon:epsilon={epsilon!r}", dense)
+    assert abs(sum(counts) - density * sum(map(math.prod, shapes))) <= len(shapes)
+
+
+def test_epsilon_of_a_density_by_hand() -> None:
+    # 1000 × 1000 at 4 %: 40,000 / 2000. With a 10 × 10 layer, full from ε = 5 on: (40,000 + 100) / 1,000,100.
+    assert epsilon_of_density([(1000, 1000)], 0.04) == pytest.approx(20)
+    assert epsilon_of_density([(1000, 1000), (10, 10)], 40_100 / 1_000_100) == pytest.approx(20)
+    assert epsilon_of_density([(1000, 1000), (10, 10)], 1.0) == pytest.approx(500)  # where the larger layer is full
+    with pytest.raises(ValueError, match=r"`density` must be in \(0\.333333, 1\].*got 0\.3"):
+        epsilon_of_density(MLP, 0.3, dense=[1])
+    with pytest.raises(ValueError, match=r"got 1\.5"):
+        epsilon_of_density(MLP, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("densities", r"wants a density in \(0, 1\] .* as in 'densities:0.1,0.1', got none"),
+        ("densities:0.5", r"must give one positive number for each of the 2 sparse layers, as in 'densities:1,1'"),
+        ("densities:0.5,1.5", r"wants a density in \(0, 1\].*got 0.5,1.5"),
+        ("counts", r"wants a whole number .* at most 24, 12, got none"),
+        ("counts:5,13", r"wants a whole number .* at most 24, 12, got 5,13"),
+        ("counts:5,0.5", r"wants a whole number"),
+        ("counts:5,x", r"must give one positive number"),
+        ("counts:5,inf", r"must give one positive number"),
+        ("epsilon:epsilon=0", r"ε must be a positive number, got 0"),
+        ("epsilon:epsilon=nan", r"ε must be a positive number"),
+        ("epsilon:epsilon=3:1,2", r"give ε once"),
+        ("epsilon:eps=3", r"distribution 'epsilon' has no option 'eps'; did you mean 'epsilon'\?"),
+        ("er-power:power=x", r"option 'power' of distribution 'er-power' must be a number, got 'x'"),
+        ("er-power:power=inf", r"must be finite"),
+        ("er:1,2:3,4", r"has two lists of numbers"),
+        ("epsilon:1,2:power=3", r"has no option 'power'"),
+    ],
+)
+def test_what_a_distribution_cannot_be(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        allocate(MLP, None if fixes_total(name) else 0.5, name)
+
+
+def test_a_sparsity_that_contradicts_is_an_error_and_one_that_does_not_is_met() -> None:
+    with pytest.raises(
+        ValueError, match=r"'counts:6,3' fixes .* 9 of 36, which is a sparsity of 0\.75, but .* 0\.8 was"
+    ):
+        allocate(MLP, 0.8, "counts:6,3")
+    with pytest.raises(ValueError, match=r"but `sparsity` 0 was asked for"):
+        allocate(MLP, 0, "epsilon:epsilon=0.1")
+    assert allocate(MLP, 0.75, "counts:6,3") == [6, 3]
+    # 0.1 of 36 is 3.6: the sparsity 0.9 leaves 36 - 32 = 4.
+    assert sum(allocate(MLP, 0.9, "densities:0.1,0.1")) == 4
+
+
+def test_every_way_to_make_a_network_takes_them() -> None:
+    model = SparseMLP([4, 6, 2], sparsity=None, distribution="counts:5,3", dense=())
+    assert [layer.nnz for layer in sparse_layers(model).values()] == [5, 3]
+    dense = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    assert dict(plan(dense, distribution="densities:0.5").counts) == {"0": 12}  # the output stays dense
+    assert [layer.nnz for layer in sparse_layers(sparsify(dense, distribution="epsilon:epsilon=1.5")).values()] == [15]
+
+
+def test_methods_that_come_down_cannot_start_from_a_fixed_number() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    with pytest.raises(ValueError, match=r"'counts:5' fixes the number of connections, which this method brings down"):
+        sparsify(model, 0.5, topology="gmp", distribution="counts:5")
+    sparsify(model, 0.5, topology="gmp", dense=())
+    with pytest.raises(ValueError, match=r"'epsilon' fixes the number of connections, which this method brings down"):
+        Sparsifier.preset(
+            "gmp", model, torch.optim.SGD(model.parameters()), sparsity=0.5, total_steps=9, distribution="epsilon"
+        )
+
+
+def test_numbers_are_repeated_for_alike_networks() -> None:
+    assert repeated("er:7,64", 2) == "er:7,64,7,64"
+    assert repeated("er-power:power=2:7,64", 2) == "er-power:power=2:7,64,7,64"
+    assert repeated("epsilon:epsilon=20", 2) == "epsilon:epsilon=20"
