@@ -62,7 +62,7 @@ def starting_counts(
 ) -> list[int]:
     """Weights per layer at the start of a method that ends with `sparsity`; an error where that cannot be met."""
     final = allocate(shapes, sparsity, distribution, dense)
-    if not sparsity or method.prune is None:
+    if not sparsity or not method.begins_wider:
         return final
     return allocate(shapes, method.starting(sparsity), distribution, dense)
 
