@@ -141,7 +141,7 @@ class SparseFinetune(SparseEpochs, InMemory, SupervisedTemplate):
             nnz=meters.nnz(self.model), neurons=neurons, parameter_bytes=held.parameters,
             # Not what a backend has worked out from them, which depends on what it has been asked so far.
             index_bytes=sum(layer.columns.nbytes + layer.row_pointer.nbytes for layer in layers),
-            flops=2 * meters.nnz(self.model),
+            flops=2 * meters.stored(self.model),
         )  # fmt: skip
 
     def state(self) -> dict[str, Any]:
@@ -167,13 +167,13 @@ class SparseFinetune(SparseEpochs, InMemory, SupervisedTemplate):
 
 
 def sparse_network(
-    inputs: int, hidden: Sequence[int], units: int, connections: int, seed: int, backend: str
+    inputs: int, hidden: Sequence[int], units: int, connections: int, seed: int, backend: str, topology: str = "static"
 ) -> nn.Module:
-    """A sparse perceptron of samples (B, …) with so many connections in all."""
+    """A sparse perceptron of samples (B, …) with so many weights that multiply, for a method of `PRESETS`."""
     sizes = [inputs, *hidden, units]
     cells = sum(fan_in * fan_out for fan_in, fan_out in pairwise(sizes))
     network = SparseMLP(
-        sizes, sparsity=max(0.0, 1 - connections / cells), generator=generators(seed, "network")["network"],
-        backend=backend,
+        sizes, sparsity=max(0.0, 1 - connections / cells), topology=topology if PRESETS[topology].masking else "static",
+        generator=generators(seed, "network")["network"], backend=backend,
     )  # fmt: skip
     return nn.Sequential(nn.Flatten(), network)

@@ -33,7 +33,7 @@ BACKENDS: Registry[Backend] = Registry("backend")
 def gemm(inputs: Tensor, layer: Any) -> Tensor:
     """One dense product through a scratch matrix: best at low sparsity and on a GPU."""
     output: Tensor = GemmLinear.apply(
-        inputs, layer.values, layer.effective_bias(), layer.gemm_positions,
+        inputs, layer.active_values, layer.effective_bias(), layer.gemm_positions,
         layer.frozen_values, layer.gemm_frozen_positions, layer.shape,
     )  # fmt: skip
     return output

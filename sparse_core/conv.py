@@ -185,6 +185,7 @@ class SparseConv2d(SparseLinear):
     def extra_repr(self) -> str:
         """Sizes, exact count, sparsity and backend."""
         frozen = f", frozen={self.frozen.numel()}" if self.frozen.numel() else ""
+        frozen += f", multiplied={self.multiplied}" if self.masking is not None else ""
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
             f"padding={self.padding}, dilation={self.dilation}, bias={self.bias is not None}, unit={self.unit}, "

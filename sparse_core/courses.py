@@ -64,7 +64,7 @@ def starting_counts(
     if method.prune is not None:
         check_shares(distribution)
     final = allocate(shapes, sparsity, distribution, dense)
-    if not sparsity or method.prune is None:
+    if not sparsity or not method.begins_wider:
         return final
     return allocate(shapes, method.starting(sparsity), distribution, dense)
 

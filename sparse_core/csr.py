@@ -74,7 +74,7 @@ def _transpose(layer: Any) -> dict[str, Tensor]:
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # kernels are opaque to torch's compiler
 def product(inputs: Tensor, layer: Any) -> Tensor:
     """Y = X Wᵀ + b that touches connections only: best above about 40 % sparsity, on the CPU."""
-    values = layer.values
+    values = layer.active_values
     if values.device.type != "cpu" or inputs.device.type != "cpu":
         device = values.device if values.device.type != "cpu" else inputs.device
         raise ValueError(f"the `csr` backend computes on the CPU only, not on {device}; use `backend='gemm'` there")

@@ -95,9 +95,9 @@ def is_hooked(network: nn.Module) -> bool:
 def _kind(layer: Linear) -> str:
     if isinstance(layer, nn.Linear):
         return "dense" if {"weight", "bias"} <= layer._parameters.keys() and layer.bias is not None else "other"
-    frozen = bool(layer.frozen.numel() or layer.frozen_bias.numel())
+    odd = bool(layer.frozen.numel() or layer.frozen_bias.numel()) or layer.masking is not None or layer.bias is None
     wide = layer.out_features > csr.WIDEST
-    return "other" if frozen or layer.bias is None or wide or layer.backend not in ("csr", "gemm") else layer.backend
+    return "other" if odd or wide or layer.backend not in ("csr", "gemm") else layer.backend
 
 
 def _normalises(norm: nn.LayerNorm | None, layer: Linear) -> bool:

@@ -73,7 +73,7 @@ def convolve(inputs: Tensor, layer: Any) -> Tensor:
     The dense gradient is a temporary of the backward pass, which gathers from it at the connections.
     """
     weights = scattered(
-        layer.shape, layer.values, layer.gemm_positions, layer.frozen_values, layer.gemm_frozen_positions
+        layer.shape, layer.active_values, layer.gemm_positions, layer.frozen_values, layer.gemm_frozen_positions
     )
     kernels = weights.view(layer.out_channels, layer.in_channels, *layer.kernel_size)
     return F.conv2d(inputs, kernels, layer.effective_bias(), layer.stride, layer.padding, layer.dilation)

@@ -13,6 +13,7 @@ from sparse_core.backends import BACKENDS
 from sparse_core.distributions import check_sparsity
 from sparse_core.draws import among
 from sparse_core.initialisation import INITIALISATIONS
+from sparse_core.maskings import Masking
 from sparse_core.signals import Capture, Pairs, matrix_gradient, matrix_gradient_at, observed
 from sparse_core.topology import Rewiring, Topology
 
@@ -46,6 +47,7 @@ class SparseLinear(nn.Module):
     frozen_bias: Tensor
     frozen_bias_values: Tensor
     connection_shape: tuple[int, ...]
+    masking: Masking | None
     _capture: Capture | None = None
 
     def __init__(
@@ -102,6 +104,7 @@ class SparseLinear(nn.Module):
             raise ValueError(f"`topology` must have shape {shape} (out, in), got {topology.shape}")
         self.in_features, self.out_features = in_features, out_features
         self.connection_shape = connection_shape
+        self.masking = None
         self._derived: tuple[str, ...] = ()  # names of the buffers that the backend asked for
         self._bind(backend)
         bound = self.matrix_shape[1] ** -0.5
@@ -174,6 +177,16 @@ class SparseLinear(nn.Module):
     def nnz(self) -> int:
         """Weights present, movable and frozen: connections × weights per connection."""
         return self.connections * self.weights_per_connection
+
+    @property
+    def multiplied(self) -> int:
+        """Weights that take part in the forward pass: all that are present, but for a masking."""
+        return self.nnz if self.masking is None else int(self.masking.kept.sum())
+
+    @property
+    def active_values(self) -> Tensor:
+        """What is multiplied, as `values`: these, or what a masking makes of them."""
+        return self.values if self.masking is None else self.masking(self.values)
 
     @property
     def cells(self) -> int:
@@ -269,7 +282,7 @@ class SparseLinear(nn.Module):
     def _hand_over(self, dense: nn.Linear | nn.Conv2d) -> None:
         """Write weights, zeros where there is no connection, and biases into a dense layer."""
         weights = dense.weight.zero_().view(-1, *self.connection_shape)
-        weights[self.positions] = self.values
+        weights[self.positions] = self.active_values
         weights[self.frozen_positions] = self.frozen_values
         bias = self.effective_bias()
         if bias is not None and dense.bias is not None:
@@ -281,6 +294,8 @@ class SparseLinear(nn.Module):
 
         In place where the count stays; otherwise `values` takes the new length under the same Parameter.
         """
+        if self.masking is not None:
+            raise ValueError("a masked layer keeps every connection: none of them can move")
         if rewiring.shape != self.shape or not torch.equal(rewiring.before, self.positions.cpu()):
             raise ValueError("this change was made for another topology; make a new one from the layer as it is")
         values = rewiring.carry(self.values, fill)
@@ -302,6 +317,11 @@ class SparseLinear(nn.Module):
         Returns the change of `values` (frozen ones count as dropped) and the indices of the biases that
         stay movable, with which optimizer state follows; `Sparsifier.freeze` does that.
         """
+        if self.masking is not None:
+            raise ValueError(
+                f"a layer masked by {type(self.masking).__name__} cannot freeze part of its connections: what is "
+                "multiplied is chosen among all of them; make it sparse with `to_sparse` first"
+            )
         movable = self.positions.to("cpu", copy=True)
         positions = movable if positions is None else positions.to("cpu", torch.int64).unique()
         if not bool(among(positions, movable).all()):
@@ -418,11 +438,14 @@ class SparseLinear(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if "masking" not in self._modules:
+            self.masking = None  # of a layer that was pickled before there were any
         self._bind(self.backend)
 
     def extra_repr(self) -> str:
         """Sizes, exact count, sparsity and backend."""
         frozen = f", frozen={self.frozen.numel()}" if self.frozen.numel() else ""
+        frozen += f", multiplied={self.multiplied}" if self.masking is not None else ""
         return (
             f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, "
             f"nnz={self.nnz}, sparsity={self.sparsity:.4f}{frozen}, backend={self.backend}"

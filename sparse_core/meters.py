@@ -20,10 +20,12 @@ from sparse_core.topology import Topology
 
 @dataclass(frozen=True)
 class LayerCount:
-    """One weight matrix: weights present, weights possible; a connection is one weight, or a whole kernel of them."""
+    """One weight matrix: weights that multiply, weights possible; a connection is one, or a whole kernel of them."""
 
     nnz: int
     cells: int
+    stored: int | None = None
+    """Weights kept, where that is more than multiply (top-kast): what is executed; None: as many."""
 
 
 def layer_counts(model: nn.Module) -> dict[str, LayerCount]:
@@ -32,7 +34,8 @@ def layer_counts(model: nn.Module) -> dict[str, LayerCount]:
     seen: set[int] = set()
     for name, module in model.named_modules():
         if isinstance(module, SparseLinear):
-            counts[name] = LayerCount(module.nnz, module.cells)
+            stored = None if module.masking is None else module.nnz
+            counts[name] = LayerCount(module.multiplied, module.cells, stored)
             continue
         for own, parameter in module.named_parameters(recurse=False):
             if parameter.dim() >= 2 and id(parameter) not in seen:
@@ -43,12 +46,17 @@ def layer_counts(model: nn.Module) -> dict[str, LayerCount]:
 
 
 def nnz(model: nn.Module) -> int:
-    """Weights of all weight matrices, dense ones included, biases not; exact."""
+    """Weights that multiply, of all weight matrices, dense ones included, biases not; exact."""
     return sum(count.nnz for count in layer_counts(model).values())
 
 
+def stored(model: nn.Module) -> int:
+    """Weights kept, of all weight matrices: more than `nnz` where a masking multiplies some of them alone."""
+    return sum(count.nnz if count.stored is None else count.stored for count in layer_counts(model).values())
+
+
 def sparsity(model: nn.Module) -> float:
-    """1 - weights / weights possible, over all weight matrices; 0.0 for a model without any."""
+    """1 - weights that multiply / weights possible, over all weight matrices; 0.0 for a model without any."""
     counts = layer_counts(model).values()
     cells = sum(count.cells for count in counts)
     return 1 - sum(count.nnz for count in counts) / cells if cells else 0.0
@@ -189,7 +197,7 @@ def forward_flops(model: nn.Module, sample: Tensor | None = None, weights: Weigh
     """Multiplications and additions of one sample's forward pass, 2 per weight and application; biases not counted.
 
     A model with convolutions needs a `sample` (see `uses`). `weights` may be averages over training
-    (`Sparsifier.mean_weights`), where their number changes.
+    (`Sparsifier.mean_weights`), where their number changes. A masked layer executes all the weights that it keeps.
     """
     return sum(_flops(model, sample, weights).values())
 
@@ -202,10 +210,11 @@ def training_flops(model: nn.Module, sample: Tensor | None = None, weights: Weig
 
 def _flops(model: nn.Module, sample: Tensor | None, weights: Weights) -> dict[str, int]:
     asked, given = uses(model, sample), weights or {}
-    return {
-        name: round(2 * given.get(name, count.nnz) * asked[name].applications)
-        for name, count in layer_counts(model).items()
+    counts = layer_counts(model)
+    executed = {
+        name: given.get(name, each.nnz) if each.stored is None else each.stored for name, each in counts.items()
     }
+    return {name: round(2 * weights * asked[name].applications) for name, weights in executed.items()}
 
 
 def growth_flops(model: nn.Module, batch: int, sample: Tensor | None = None, dense: bool = True) -> int:

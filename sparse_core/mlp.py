@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from sparse_core.courses import starting_counts
-from sparse_core.distributions import Distribution
+from sparse_core.distributions import Distribution, allocate
 from sparse_core.layers import SparseLinear
+from sparse_core.maskings import MASKINGS
 from sparse_core.presets import PRESETS
 from sparse_core.topology import Topology
 
@@ -60,19 +61,21 @@ class SparseMLP(nn.Sequential):
         method = PRESETS[topology]
         distribution = method.distribution if distribution is None else distribution
         counts = starting_counts(shapes, sparsity, method, distribution, kept)
-        falls = bool(sparsity) and method.prune is not None
+        falls = bool(sparsity) and method.begins_wider
+        masking = method.rule(method.masking, MASKINGS)
+        active = allocate(shapes, sparsity, distribution, kept)
         modules: list[nn.Module] = []
         for index, ((fan_out, fan_in), count) in enumerate(zip(shapes, counts, strict=True)):
             if count == fan_in * fan_out and (index in kept or not falls):
                 modules.append(_dense_linear(fan_in, fan_out, generator, device, dtype))
             else:
                 connections = Topology.random((fan_out, fan_in), count, generator)
-                modules.append(
-                    SparseLinear(
-                        fan_in, fan_out, topology=connections, init=init, generator=generator, backend=backend,
-                        device=device, dtype=dtype,
-                    )
+                layer = SparseLinear(
+                    fan_in, fan_out, topology=connections, init=init, generator=generator, backend=backend,
+                    device=device, dtype=dtype,
                 )  # fmt: skip
+                layer.masking = None if masking is None else masking.choose(layer, active[index])
+                modules.append(layer)
             last = index == len(shapes) - 1
             closing = output_activation if last else activation
             if closing is not None:

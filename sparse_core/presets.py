@@ -9,6 +9,7 @@ from typing import Any
 
 from sparse_core.drop import DROP_RULES
 from sparse_core.grow import GROW_RULES
+from sparse_core.maskings import MASKINGS
 from sparse_core.registry import Registry, bound, like, options_of, with_options
 from sparse_core.topology import Regrow
 
@@ -75,6 +76,8 @@ class Preset:
     """Whether `sparse_core.Adam` corrects its bias by each connection's own age; False is plain Adam."""
     step_rule: str | None = None
     """What is done to the values after every step of the optimizer, a name from `STEP_RULES`."""
+    masking: str | None = None
+    """How it multiplies fewer weights than it keeps, a name from `MASKINGS`; it chooses anew every `period` steps."""
     dense_by_nature: str = ""
     """What it does that is not sparse, in words; empty for a method that stays truly sparse."""
 
@@ -85,14 +88,24 @@ class Preset:
 
     @property
     def changes(self) -> bool:
-        """Whether the topology ever changes."""
-        return self.drop is not None or self.prune is not None
+        """Whether what is multiplied ever changes: the topology, or a masking's choice."""
+        return self.drop is not None or self.prune is not None or self.masking is not None
+
+    @property
+    def begins_wider(self) -> bool:
+        """Whether layers begin with more connections than the sparsity asks for, full ones included."""
+        return self.prune is not None or self.masking is not None
 
     @property
     def keeps_count(self) -> bool:
-        """Whether every layer has the same number of connections from the first step to the last."""
+        """Whether every layer multiplies the same number of weights from the first step to the last."""
         drops = self.drop is not None and (DROP_RULES[self.drop].network or DROP_RULES[self.drop].own_count)
-        return not (self.prune or self.redistribute or drops)
+        return not (self.prune or self.redistribute or drops or not self.exact)
+
+    @property
+    def exact(self) -> bool:
+        """Whether it ends with exactly the sparsity that it is asked for."""
+        return self.masking is None or MASKINGS[self.masking].exact
 
     def starting(self, sparsity: float) -> float:
         """Sparsity with which training begins where it is to end with `sparsity`."""
@@ -117,7 +130,7 @@ class Preset:
             if each.default is not MISSING and each.name not in ("summary", "dense", "given", "options", "birth")
         }
         rules: list[tuple[str | None, Any]] = [
-            (self.drop, DROP_RULES), (self.grow, GROW_RULES), (self.prune, DROP_RULES),
+            (self.drop, DROP_RULES), (self.grow, GROW_RULES), (self.prune, DROP_RULES), (self.masking, MASKINGS),
         ]  # fmt: skip
         known: dict[str, Any] = {
             option: default

@@ -42,7 +42,7 @@ def block_cells(shape: tuple[int, int], element_size: int) -> int:
 def product(inputs: Tensor, layer: Any) -> Tensor:
     """Dense products of a few rows of the weight at a time: for layers too wide for `gemm`, on any device."""
     output: Tensor = RowsLinear.apply(
-        inputs, layer.values.flatten(), layer.effective_bias(), layer.rows_positions,
+        inputs, layer.active_values.flatten(), layer.effective_bias(), layer.rows_positions,
         layer.frozen_values.flatten(), layer.rows_frozen_positions, layer.matrix_shape,
     )  # fmt: skip
     return output

@@ -23,6 +23,7 @@ from sparse_core.drop import DROP_RULES, DropRule
 from sparse_core.grow import GROW_RULES
 from sparse_core.importance import PathImportance
 from sparse_core.layers import SparseLinear, sparse_layers
+from sparse_core.maskings import MASKINGS, Masks, check_masks
 from sparse_core.method_checks import check_method
 from sparse_core.optimizer_state import carry_state, check_elementwise, check_held, rate_of, share_age, warm_up
 from sparse_core.presets import PRESETS, Preset
@@ -98,6 +99,8 @@ class Sparsifier:
         self.optimizer, self.choices = optimizer, method
         self.layers = sparse_layers(model)
         self.followers = [_matching_layers(self.layers, follower) for follower in followers]
+        check_masks(self.layers, method.rule(method.masking, MASKINGS))
+        self.masks = Masks(self.layers, self.followers) if method.masking else None
         self.constraints = dict(constraints or {})
         unknown = set(self.constraints) - set(self.layers)
         if unknown:
@@ -139,7 +142,7 @@ class Sparsifier:
 
     def _attach(self) -> None:
         self._hooks: list[RemovableHandle] = []
-        if self.importance is not None or self.choices.step_rule:
+        if self.importance is not None or self.choices.step_rule or self.masks is not None:
             self._hooks = [
                 self.optimizer.register_step_pre_hook(self._before_step),
                 self.optimizer.register_step_post_hook(self._after_step),
@@ -151,6 +154,8 @@ class Sparsifier:
         if self.choices.step_rule:
             for name, layer in self.layers.items():
                 STEP_RULES[self.choices.step_rule].before(layer.values.detach(), self._marks[name])
+        if self.masks is not None:
+            self.masks.before_step()
 
     def _after_step(self, *_: Any) -> None:
         if self.importance is not None:
@@ -160,6 +165,8 @@ class Sparsifier:
             for name, layer in self.layers.items():
                 with torch.no_grad():
                     rule.after(layer.values, self._marks[name], rate_of(self.optimizer, layer), self._generators[name])
+        if self.masks is not None:
+            self.masks.after_step()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_hooks": []}
@@ -190,7 +197,8 @@ class Sparsifier:
     def step(self, allowed: bool = True, closure: Closure | None = None) -> Rewirings:
         """Count one training step and change the topology when that is due.
 
-        Where a change is due but not `allowed`, it waits for the next step that is.
+        Where a change is due but not `allowed`, it waits for the next step that is. Masks (`Preset.masking`) are no
+        topology: they are chosen anew when that is due, in the model and its followers, and no change is returned.
 
         Args:
             allowed: whether a change that is due may happen now.
@@ -211,6 +219,8 @@ class Sparsifier:
         self.steps += 1
         if not self.choices.changes:
             return {}
+        if self.masks is not None:
+            return self.update() if self.every.due(self.steps) else {}
         self._observe()
         self._pending = self._pending or self.every.due(self.steps)
         rewirings = self.update(closure) if self._pending and allowed else {}
@@ -229,6 +239,11 @@ class Sparsifier:
     def update(self, closure: Closure | None = None) -> Rewirings:
         """Change the topology now: drop, grow, carry values, optimizer state and followers along."""
         if not self.choices.changes:
+            return {}
+        if self.masks is not None:
+            self._sum_up()
+            self.masks.refresh()
+            self.changes += 1
             return {}
         # All changes are worked out before the first is applied: an error leaves every layer as it was.
         memory = {name: dict(own) for name, own in self._memory.items()}
@@ -259,16 +274,17 @@ class Sparsifier:
 
     def _sum_up(self) -> None:
         for name, layer in self.layers.items():
-            self._weight_steps[name] += layer.nnz * (self.steps - self._summed)
+            self._weight_steps[name] += layer.multiplied * (self.steps - self._summed)
         self._summed = self.steps
 
     @property
     def mean_weights(self) -> dict[str, float]:
-        """Weights of each layer, averaged over the steps so far: what a method costs whose count changes."""
+        """Weights that each layer multiplies, averaged over the steps so far: they change in some methods."""
         since = self.steps - self._summed
+        now = {name: layer.multiplied for name, layer in self.layers.items()}
         return {
-            name: (self._weight_steps[name] + layer.nnz * since) / self.steps if self.steps else float(layer.nnz)
-            for name, layer in self.layers.items()
+            name: (self._weight_steps[name] + count * since) / self.steps if self.steps else float(count)
+            for name, count in now.items()
         }
 
     @property

@@ -16,8 +16,9 @@ from torch import nn
 
 from sparse_core.conv import SparseConv2d, Unit, reason_against
 from sparse_core.courses import starting_counts
-from sparse_core.distributions import Distribution
+from sparse_core.distributions import Distribution, allocate
 from sparse_core.layers import SparseLinear, sparse_layers
+from sparse_core.maskings import MASKINGS
 from sparse_core.mlp import dense_indices
 from sparse_core.presets import PRESETS
 from sparse_core.topology import Topology
@@ -33,6 +34,8 @@ class Plan:
     skipped: Mapping[str, str]
     kernels: Mapping[str, int] = field(default_factory=dict)
     """Weights per kernel of the layers whose connections are whole kernels; a connection is one weight elsewhere."""
+    multiplied: Mapping[str, int] = field(default_factory=dict)
+    """Weights that multiply in the layers of a method that keeps more of them; empty for others."""
 
     def __str__(self) -> str:
         lines = [
@@ -40,6 +43,7 @@ class Plan:
             + (f" of {self.kernels[name]} weights each" if name in self.kernels else "")
             for name, count in self.counts.items()
         ]
+        lines += [f"{name}: {count} of its weights multiply" for name, count in self.multiplied.items()]
         lines += [f"{name}: stays dense, {reason}" for name, reason in self.skipped.items()]
         return "\n".join(lines)
 
@@ -94,7 +98,9 @@ def sparsify(
         conv_unit=conv_unit,
     )  # fmt: skip
     generator = torch.default_generator if generator is None else generator
-    wanted = _wanted(model, chosen, full=sparsity != 0 and PRESETS[topology].prune is not None)
+    method = PRESETS[topology]
+    masking = method.rule(method.masking, MASKINGS)
+    wanted = _wanted(model, chosen, full=sparsity != 0 and method.begins_wider)
     if topologies is not None:
         _check_topologies(topologies, wanted)
     for name, reason in chosen.skipped.items():
@@ -104,6 +110,7 @@ def sparsify(
         assert isinstance(dense_layer, nn.Linear | nn.Conv2d)
         connections = Topology.random(shape, count, generator) if topologies is None else topologies[name]
         layer = _sparse(dense_layer, connections, conv_unit, init, backend)
+        layer.masking = None if masking is None else masking.choose(layer, chosen.multiplied[name])
         if not name:
             return layer
         parent = model.get_submodule(name.rpartition(".")[0])
@@ -162,27 +169,11 @@ def plan(
     """What `sparsify` would do with these arguments, without doing it."""
     method = PRESETS[topology]
     distribution = method.distribution if distribution is None else distribution
-    included, excluded = ([globs] if isinstance(globs, str) else list(globs) for globs in (include, exclude))
     already = sparse_layers(model)
     if already and sparsity != 0:
         raise ValueError(f"the model has sparse layers already: {', '.join(already)}; sparsify a dense model, once")
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
-    for glob in [*included, *excluded]:
-        if glob != "*" and not any(fnmatchcase(name, glob) for name in layers):
-            raise ValueError(
-                f"glob {glob!r} names no linear layer or convolution; known: {', '.join(layers) or 'none'}"
-            )
-    names = list(layers)
-    kept_dense = {names[index] for index in dense_indices(dense, names)} if names and sparsity != 0 else set()
-    skipped = {}
-    for name, layer in layers.items():
-        reason = f"kept dense by `dense={dense!r}`" if name in kept_dense else _reason_to_skip(model, name, layer)
-        if not any(fnmatchcase(name, glob) for glob in included):
-            reason = "not included"
-        elif any(fnmatchcase(name, glob) for glob in excluded):
-            reason = "excluded"
-        if reason:
-            skipped[name] = reason
+    skipped = _skipped(model, layers, include, exclude, dense if sparsity != 0 else ())
     chosen = [name for name in layers if name not in skipped]
     shapes: list[tuple[int, ...]] = [tuple(layers[name].weight.shape) for name in chosen]
     own = {id(layers[name].weight) for name in chosen}
@@ -196,7 +187,37 @@ def plan(
         cells, each = [math.prod(shape) for shape in shapes], [kernels.get(name, 1) for name in chosen]
         counts = _whole_kernels(counts[: len(shapes)], cells, each)
     planned = dict(zip(chosen, counts, strict=False))
-    return Plan(MappingProxyType(planned), MappingProxyType(skipped), MappingProxyType(kernels))
+    active = allocate([*shapes, *others], sparsity, distribution, fixed) if method.masking else []
+    multiplied = dict(zip(chosen, active, strict=False))
+    return Plan(*map(MappingProxyType, (planned, skipped, kernels, multiplied)))
+
+
+def _skipped(
+    model: nn.Module,
+    layers: Mapping[str, nn.Linear | nn.Conv2d],
+    include: str | Sequence[str],
+    exclude: str | Sequence[str],
+    dense: str | Sequence[str | int],
+) -> dict[str, str]:
+    """Layers that stay dense, and why."""
+    included, excluded = ([globs] if isinstance(globs, str) else list(globs) for globs in (include, exclude))
+    for glob in [*included, *excluded]:
+        if glob != "*" and not any(fnmatchcase(name, glob) for name in layers):
+            raise ValueError(
+                f"glob {glob!r} names no linear layer or convolution; known: {', '.join(layers) or 'none'}"
+            )
+    names = list(layers)
+    kept_dense = {names[index] for index in dense_indices(dense, names)} if names else set()
+    skipped = {}
+    for name, layer in layers.items():
+        reason = f"kept dense by `dense={dense!r}`" if name in kept_dense else _reason_to_skip(model, name, layer)
+        if not any(fnmatchcase(name, glob) for glob in included):
+            reason = "not included"
+        elif any(fnmatchcase(name, glob) for glob in excluded):
+            reason = "excluded"
+        if reason:
+            skipped[name] = reason
+    return skipped
 
 
 def _kernel_sizes(shapes: Mapping[str, tuple[int, ...]], conv_unit: Unit) -> dict[str, int]:

@@ -15,7 +15,9 @@ def build(setup: Setup) -> SparseFinetune:
     labels = setup.benchmark.classes
     shapes = [*SubspaceNetwork(setup.inputs, setup.hidden, labels).shapes.values()]
     connections = setup.tasks * sum(Sizes.fitting(shapes, setup.classes_per_task, setup.tasks).connections)
-    network = sparse_network(setup.inputs, setup.hidden, labels, connections, setup.seed, setup.backend)
+    network = sparse_network(
+        setup.inputs, setup.hidden, labels, connections, setup.seed, setup.backend, options["topology"]
+    )
     return SparseFinetune(
         model=network, optimizer=setup.make_optimizer(network.parameters(), "sgd", 0.01), device=setup.device,
         plugins=list(setup.plugins), evaluator=setup.evaluator, seed=setup.seed,

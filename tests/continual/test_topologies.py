@@ -10,7 +10,7 @@ from sparse_core.meters import nnz
 
 
 def learner(topology: str) -> SparseFinetune:
-    model = sparse_network(16, (24, 24), 6, 400, seed=0, backend="gemm")
+    model = sparse_network(16, (24, 24), 6, 400, seed=0, backend="gemm", topology=topology)
     optimizer = Adam(model.parameters(), lr=0.01)
     return SparseFinetune(
         model=model, optimizer=optimizer, topology=topology, train_mb_size=16, train_epochs=10, seed=0

@@ -42,7 +42,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def test_the_dense_ones_say_so() -> None:
     said = {name for name in CHANGING if PRESETS[name].dense_by_nature}
-    assert said == {"snfs", "gmp", "granet", "lamp", "acdc", "snip", "grasp"}
+    assert said == {"snfs", "gmp", "granet", "lamp", "acdc", "snip", "grasp", "top-kast"}
 
 
 # Convolutions
