@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from agents import SparseTD3
-from sparse_core import SparseLinear, sparse_layers
-from sparse_core.draws import among
+from sparse_core import SparseLinear, in_time_overparameterisation, sparse_layers
 from sparse_core.sparsifier import Rewirings
 
 ROWS = 512  # transitions on which neurons are looked at
@@ -31,13 +30,9 @@ def replaced_and_explored(rewirings: Rewirings, explored: dict[str, Tensor]) -> 
 
     Both over all layers of one change, whose new positions `explored` takes in.
     """
-    grown = movable = seen = cells = 0
-    for name, change in rewirings.items():
-        known = explored.get(name, change.before)
-        explored[name] = torch.cat([known, change.grown[~among(change.grown, known)]]).sort().values
-        grown, movable = grown + change.grown.numel(), movable + change.after.numel()
-        seen, cells = seen + explored[name].numel(), cells + change.shape[0] * change.shape[1]
-    return grown / max(movable, 1), seen / max(cells, 1)
+    grown = sum(change.grown.numel() for change in rewirings.values())
+    movable = sum(change.after.numel() for change in rewirings.values())
+    return grown / max(movable, 1), in_time_overparameterisation(explored, rewirings)
 
 
 @torch.no_grad()

@@ -29,10 +29,18 @@ from sparse_core.presets import PRESETS, Preset
 from sparse_core.redistribution import REDISTRIBUTIONS, redistribution
 from sparse_core.registry import Registry
 from sparse_core.schedules import SCHEDULES, Every
+from sparse_core.small_world import SmallWorld, small_world
 from sparse_core.sparsifier import Sparsifier
 from sparse_core.sparsify import Plan, plan, sparsify
 from sparse_core.steps import STEP_RULES, StepRule
 from sparse_core.topology import Rewiring, Topology
+from sparse_core.topology_measures import (
+    NetworkDistance,
+    effective_gradient_flow,
+    gradient_flow,
+    in_time_overparameterisation,
+    network_distance,
+)
 from sparse_core.view import Constraint, LayerView
 
 __all__ = [
@@ -51,10 +59,12 @@ __all__ = [
     "Constraint",
     "Every",
     "LayerView",
+    "NetworkDistance",
     "Plan",
     "Preset",
     "Registry",
     "Rewiring",
+    "SmallWorld",
     "SparseConv2d",
     "SparseLinear",
     "SparseMLP",
@@ -68,12 +78,17 @@ __all__ = [
     "density_of_epsilon",
     "distribution",
     "drop_rule",
+    "effective_gradient_flow",
     "epsilon_of_density",
     "generators",
+    "gradient_flow",
     "grow_rule",
+    "in_time_overparameterisation",
+    "network_distance",
     "plan",
     "redistribution",
     "settle",
+    "small_world",
     "sparse_layers",
     "sparsify",
 ]

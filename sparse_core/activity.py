@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,15 @@ _WEIGHTED = (SparseLinear, nn.Linear, nn.modules.conv._ConvNd)
 _SHAPING = (nn.LayerNorm, nn.modules.batchnorm._NormBase)
 
 
-def chain_of(layers: Mapping[str, SparseLinear]) -> dict[str, str]:
+class Shaped(Protocol):
+    """A layer or its topology."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(outputs, inputs)."""
+
+
+def chain_of(layers: Mapping[str, Shaped]) -> dict[str, str]:
     """For a layer, the one before it in the same module whose outputs are its inputs, told by the order and the sizes.
 
     An output may feed several consecutive inputs: a channel the taps of a kernel, or the pixels of a flattened map.
