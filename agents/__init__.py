@@ -4,17 +4,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agents.policies import SparseTD3Policy
+    from agents.policies import SparseSACPolicy, SparseTD3Policy
     from agents.presets import AGENT_PRESETS, AgentPreset
     from agents.replay import Float32ReplayBuffer
+    from agents.sac import SparseSAC
+    from agents.sparse import SparseAgent
     from agents.td3 import SparseTD3
 
-__all__ = ["AGENT_PRESETS", "AgentPreset", "Float32ReplayBuffer", "SparseTD3", "SparseTD3Policy"]
+__all__ = [
+    "AGENT_PRESETS", "AgentPreset", "Float32ReplayBuffer", "SparseAgent", "SparseSAC", "SparseSACPolicy", "SparseTD3",
+    "SparseTD3Policy",
+]  # fmt: skip
 
 _HOMES = {
     "AGENT_PRESETS": "presets",
     "AgentPreset": "presets",
     "Float32ReplayBuffer": "replay",
+    "SparseAgent": "sparse",
+    "SparseSAC": "sac",
+    "SparseSACPolicy": "policies",
     "SparseTD3": "td3",
     "SparseTD3Policy": "policies",
 }

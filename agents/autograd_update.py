@@ -52,7 +52,7 @@ class AutogradUpdate:
         model, batch = self._model, self._batch
         assert batch is not None
         # The critic only passes the gradient on here: it neither learns nor grows from the actor's loss.
-        with model.critic_sparsifier.paused(), _constant(model.critic.q_networks[0]):
+        with model.critic_sparsifier.paused(), constant(model.critic.q_networks[0]):
             loss = -model.critic.q1_forward(batch.observations, model.actor(batch.observations)).mean()
             model.actor.optimizer.zero_grad()
             loss.backward()
@@ -70,9 +70,9 @@ class AutogradUpdate:
 
 
 @contextmanager
-def _constant(module: nn.Module) -> Iterator[None]:
-    """Within this block gradients pass through the module but its parameters take none."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+def constant(*modules: nn.Module) -> Iterator[None]:
+    """Within this block gradients pass through these modules but their parameters take none."""
+    trained = [each for module in modules for each in module.parameters() if each.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
     try:

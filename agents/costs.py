@@ -6,16 +6,17 @@ from dataclasses import replace
 
 from torch import nn
 
-from agents.td3 import SparseTD3
+from agents.sparse import SparseAgent
 from sparse_core import Sparsifier, csr, meters, sparse_layers
 from sparse_core.meters import Bytes, capture_bytes, forward_flops, growth_flops, training_flops
 
 
-def training_cost(model: SparseTD3, updates: int, steps: int) -> int:
+def training_cost(model: SparseAgent, updates: int, steps: int) -> int:
     """FLOPs of `updates` critic updates and `steps` environment steps; evaluation is not in it.
 
     Per update and sample: the targets f_π + 2 f_Q, each critic 3 f_Q; at every policy update the
-    actor's 3 f_π, one critic forward f_Q and its input gradient f_Q. Forward and backward are 3 f less the
+    actor's 3 f_π, and of each critic that its loss asks (TD3: one, SAC: all) the forward pass f_Q and the input
+    gradient f_Q. Forward and backward are 3 f less the
     input gradient of the first layer, which nobody needs. Every environment step of the policy f_π;
     every gradient-guided change 2·B·N per captured batch, 2·B·n where it looks at as many places as there are
     connections. Where their number changes along training, its average counts. Connections count and nothing else:
@@ -27,8 +28,8 @@ def training_cost(model: SparseTD3, updates: int, steps: int) -> int:
     actor_forward = forward_flops(model.actor, weights=actor)
     targets = actor_forward + sum(forward)
     critic_update = targets + sum(training_flops(critic, weights=weights) for critic, weights in critics)
-    actor_update = training_flops(model.actor, weights=actor) + 2 * forward[0]
-    total = model.batch_size * (critic_update * updates + actor_update * (updates // model.policy_delay))
+    actor_update = training_flops(model.actor, weights=actor) + 2 * sum(forward[: model.judges])
+    total = model.batch_size * (critic_update * updates + actor_update * (updates // model.policy_every))
     total += actor_forward * max(0, steps - model.learning_starts)
     batch = model.batch_size * model.sparse_options.capture_batches
     for network, sparsifier in ((model.critic, model.critic_sparsifier), (model.actor, model.actor_sparsifier)):
@@ -46,7 +47,7 @@ def _below(weights: dict[str, float], owner: str) -> dict[str, float]:
     return {name.removeprefix(f"{owner}."): count for name, count in weights.items() if name.startswith(f"{owner}.")}
 
 
-def training_memory(model: SparseTD3) -> Bytes:
+def training_memory(model: SparseAgent) -> Bytes:
     """Bytes of actor, critics, targets and optimizers, and scratch of actor and critics, kept from step to step.
 
     A gradient-guided change also holds the batches it has captured.

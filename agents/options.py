@@ -115,7 +115,7 @@ class SparseOptions:
         return PRESETS[self.topology].changes
 
     def policy(self, seed: int | None) -> dict[str, Any]:
-        """What `SparseTD3Policy` is told."""
+        """What a `SparsePolicy` is told."""
         return dict(
             actor=self.actor, critic=self.critic, distribution=self.distribution, dense=list(self.dense),
             init=self.init, backend=self.backend, norm=self.norm, seed=seed, topologies=self.topologies,
@@ -160,14 +160,14 @@ def _check_input(share: float, preset: Preset, topology: str, others: tuple[floa
         )
 
 
-def check_spaces(observations: spaces.Space[Any], actions: spaces.Space[Any]) -> None:
+def check_spaces(observations: spaces.Space[Any], actions: spaces.Space[Any], agent: str) -> None:
     """Raise a `ValueError` for an environment that is not of boxes."""
     if isinstance(observations, spaces.Dict):
         raise ValueError(
-            "SparseTD3 takes Box observations, got Dict; flatten them with `gymnasium.wrappers.FlattenObservation`"
+            f"{agent} takes Box observations, got Dict; flatten them with `gymnasium.wrappers.FlattenObservation`"
         )
     if not isinstance(actions, spaces.Box):
-        raise ValueError(f"SparseTD3 takes Box actions, got {actions}; take an environment with continuous actions")
+        raise ValueError(f"{agent} takes Box actions, got {actions}; take an environment with continuous actions")
 
 
 def check_network(net_arch: Any) -> None:
@@ -189,5 +189,5 @@ def check_same_layers(policy: nn.Module, incoming: Mapping[str, Any]) -> None:
     if differing:
         raise ValueError(
             f"these layers are sparse in one agent and dense in the other: {', '.join(differing)}; make an agent with "
-            "the sparsity and distribution of the one the parameters come from, or use `SparseTD3.load`"
+            "the sparsity and distribution of the one the parameters come from, or use its class's `load`"
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from sparse_core.registry import Registry
 
-NONE: Mapping[str, float] = MappingProxyType({})
+Factors = Mapping[str, tuple[float, ...]]
+NONE: Factors = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,8 @@ class AgentPreset:
     """What an agent is trained with; None leaves the choice to the topology's own preset."""
 
     summary: str
+    algo: str = "td3"
+    """The agent it is for."""
     hidden: tuple[int, ...] = (256, 256)
     learning_rate: float = 3e-4
     weight_decay: float = 0.0
@@ -28,6 +31,10 @@ class AgentPreset:
     policy_delay: int = 2
     target_policy_noise: float = 0.2
     target_noise_clip: float = 0.5
+    ent_coef: float | None = None
+    """SAC's entropy coefficient; None: learned."""
+    target_update_interval: int = 1
+    """SAC: updates between two of the targets."""
     eval_every: int = 5_000
     eval_episodes: int = 10
     period: int = 1_000
@@ -38,18 +45,16 @@ class AgentPreset:
     sparsity: float | None = None
     input_sparsity: float | None = None
     """Of the first layer alone, every other layer being dense; not for a dense topology."""
-    input_factor: Mapping[str, float] = field(default_factory=lambda: NONE)
-    """Per environment, the factor of the first layer that `distribution` has room for as `{}`."""
+    layer_factors: Factors = field(default_factory=lambda: NONE)
+    """Per environment (under "" of all others), the layers' factors that `distribution` has room for as `{}`."""
 
     def distribution_for(self, env: str) -> str | None:
-        """The distribution with the environment's own factor filled in; by the name without its version."""
-        factors = self.input_factor
+        """The distribution with the environment's own factors filled in; by the name without its version."""
+        if self.distribution is None:
+            return None
         name = env.rpartition(":")[2].rpartition("-")[0]
-        return (
-            None
-            if self.distribution is None
-            else self.distribution.format(f"{factors.get(name, factors.get('', 1)):g}")
-        )
+        factors = self.layer_factors.get(name, self.layer_factors.get("", ()))
+        return self.distribution.format(*(f"{factor:g}" for factor in factors))
 
 
 AGENT_PRESETS: Registry[AgentPreset] = Registry("preset")
@@ -67,7 +72,7 @@ AGENT_PRESETS.add(
         stop=925 / 975,
         distribution="er:{},64",
         sparsity=0.5,
-        input_factor=MappingProxyType({"": 7.0, "Ant": 40.0, "Humanoid": 61.0}),
+        layer_factors=MappingProxyType({"": (7.0,), "Ant": (40.0,), "Humanoid": (61.0,)}),
     ),
 )
 AGENT_PRESETS.add(
@@ -79,5 +84,30 @@ AGENT_PRESETS.add(
         batch_size=100,
         drop_fraction=0.05,
         input_sparsity=0.8,
+    ),
+)
+
+_SAC = AgentPreset(
+    "SAC as Stable-Baselines3 has it (Haarnoja et al. 2018, arXiv:1812.05905), its entropy coefficient learned",
+    algo="sac",
+    learning_starts=100,
+    action_noise=0.0,
+)
+AGENT_PRESETS.add("sac", _SAC)
+AGENT_PRESETS.add(
+    "ds-sac",
+    replace(
+        _SAC,
+        summary="DS-SAC's hyper-parameters (Sokar et al. 2022, arXiv:2106.04217, appendix): targets are copies",
+        learning_starts=25_000,
+        tau=1.0,
+        target_update_interval=1_000,
+        ent_coef=0.2,
+        drop_fraction=0.1,
+        distribution="er:{},{}",
+        sparsity=0.5,
+        layer_factors=MappingProxyType(
+            {"": (12.0, 80.0), "Hopper": (7.0, 20.0), "Ant": (30.0, 64.0), "Humanoid": (61.0, 64.0)}
+        ),
     ),
 )

@@ -12,10 +12,12 @@ import torch
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.save_util import recursive_getattr
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 import envs
-from agents import SparseTD3
+from agents import SparseAgent
+from runs import algos
 from runs.global_draws import generator_states, restore_generators
 from runs.settings import Settings
 from sparse_core import Topology
@@ -23,7 +25,7 @@ from sparse_core import Topology
 
 def build(
     settings: Settings, backends: Mapping[str, str] | None = None, topologies: Mapping[str, Topology] | None = None
-) -> SparseTD3:
+) -> SparseAgent:
     """A new agent in its environment; whatever cannot be is a `ValueError` before anything is written.
 
     `backends` is what a run settled on when it started; without it, `settings.backend` says. `topologies` are those
@@ -47,10 +49,12 @@ def _build(
     environment: envs.Replayable,
     backend: str | Mapping[str, str],
     topologies: Mapping[str, Topology] | None,
-) -> SparseTD3:
+) -> SparseAgent:
     shape = environment.action_space.shape
     assert shape is not None
-    return SparseTD3(
+    chosen = algos.find(settings.algo)
+    noise = NormalActionNoise(np.zeros(shape), np.full(shape, settings.action_noise))
+    return chosen.agent(
         "MlpPolicy",
         DummyVecEnv([lambda: Monitor(environment)]),
         learning_rate=settings.learning_rate,
@@ -59,10 +63,7 @@ def _build(
         batch_size=settings.batch_size,
         tau=settings.tau,
         gamma=settings.gamma,
-        action_noise=NormalActionNoise(np.zeros(shape), np.full(shape, settings.action_noise)),
-        policy_delay=settings.policy_delay,
-        target_policy_noise=settings.target_policy_noise,
-        target_noise_clip=settings.target_noise_clip,
+        action_noise=noise if settings.action_noise or settings.algo == "td3" else None,
         policy_kwargs=dict(
             net_arch=list(settings.hidden), optimizer_kwargs=dict(weight_decay=settings.weight_decay)
         ),
@@ -83,6 +84,7 @@ def _build(
         capture_batches=settings.capture_batches,
         topologies=topologies,
         backend=backend,
+        **chosen.options(settings),
     )  # fmt: skip
 
 
@@ -90,12 +92,12 @@ _COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_total_timesteps", 
 _MONITOR = ("rewards", "needs_reset", "episode_returns", "episode_lengths", "episode_times", "total_steps")
 
 
-def network_state(model: SparseTD3) -> dict[str, Any]:
+def network_state(model: SparseAgent) -> dict[str, Any]:
     """Networks and targets with their topologies: enough to act."""
     return {"policy": model.policy.state_dict()}
 
 
-def agent_state(model: SparseTD3) -> dict[str, Any]:
+def agent_state(model: SparseAgent) -> dict[str, Any]:
     """Everything that changes while training, the replay buffer apart."""
     monitor = _monitor(model)
     return {
@@ -103,6 +105,7 @@ def agent_state(model: SparseTD3) -> dict[str, Any]:
         "actor_optimizer": model.actor.optimizer.state_dict(),
         "critic_optimizer": model.critic.optimizer.state_dict(),
         "adaptation": model.adaptation_state(),
+        **_further_state(model),
         "counters": {name: getattr(model, name) for name in _COUNTERS},
         "last_observation": model._last_obs,
         "last_episode_starts": model._last_episode_starts,
@@ -113,17 +116,18 @@ def agent_state(model: SparseTD3) -> dict[str, Any]:
     }
 
 
-def restore_networks(model: SparseTD3, state: dict[str, Any]) -> None:
+def restore_networks(model: SparseAgent, state: dict[str, Any]) -> None:
     """Put networks back; `state` is what `network_state` or `agent_state` gave."""
     model.policy.load_state_dict(state["policy"])
 
 
-def restore_agent(model: SparseTD3, state: dict[str, Any]) -> None:
+def restore_agent(model: SparseAgent, state: dict[str, Any]) -> None:
     """Put back what `agent_state` gave; training then goes on as if it had never stopped."""
     restore_networks(model, state)
     model.actor.optimizer.load_state_dict(state["actor_optimizer"])
     model.critic.optimizer.load_state_dict(state["critic_optimizer"])
     model.load_adaptation_state(state["adaptation"])
+    _restore_further(model, state)
     for name, value in state["counters"].items():
         setattr(model, name, value)
     model._last_obs = state["last_observation"]
@@ -139,14 +143,37 @@ def restore_agent(model: SparseTD3, state: dict[str, Any]) -> None:
     restore_generators(state["generators"])
 
 
-def start_learning(model: SparseTD3, logger: Logger) -> None:
+def _further_state(model: SparseAgent) -> dict[str, Any]:
+    """What SB3 saves besides networks and their optimizers, under its names: SAC's entropy coefficient."""
+    parts, variables = _further(model)
+    return {
+        **{name: recursive_getattr(model, name).state_dict() for name in parts},
+        **{name: recursive_getattr(model, name).detach() for name in variables},
+    }
+
+
+def _restore_further(model: SparseAgent, state: dict[str, Any]) -> None:
+    parts, variables = _further(model)
+    for name in variables:
+        recursive_getattr(model, name).data.copy_(state[name])
+    for name in parts:
+        recursive_getattr(model, name).load_state_dict(state[name])
+
+
+def _further(model: SparseAgent) -> tuple[list[str], list[str]]:
+    parts, variables = model._get_torch_save_params()
+    known = ("policy", "actor.optimizer", "critic.optimizer")
+    return [name for name in parts if name not in known], variables
+
+
+def start_learning(model: SparseAgent, logger: Logger) -> None:
     """What SB3's `learn` does before its first step, done early so that a state can be put in its place."""
     model.set_logger(logger)
     model.ep_info_buffer = deque(maxlen=model._stats_window_size)
     model.ep_success_buffer = deque(maxlen=model._stats_window_size)
 
 
-def _monitor(model: SparseTD3) -> Monitor:
+def _monitor(model: SparseAgent) -> Monitor:
     environment = model.get_env()
     assert isinstance(environment, DummyVecEnv)
     monitor = environment.envs[0]
@@ -154,7 +181,7 @@ def _monitor(model: SparseTD3) -> Monitor:
     return monitor
 
 
-def _replayable(model: SparseTD3) -> envs.Replayable:
+def _replayable(model: SparseAgent) -> envs.Replayable:
     wrapped = _monitor(model).env
     assert isinstance(wrapped, envs.Replayable)
     return wrapped

@@ -6,10 +6,11 @@ import math
 from typing import Any
 
 import torch
-from stable_baselines3 import TD3
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import Tensor, nn
 
-from agents import SparseTD3
+from agents import SparseAgent
+from runs import algos
 from runs.failure import UserError
 from runs.files import write_atomically, writing
 from runs.loading import load_agent
@@ -34,8 +35,8 @@ def export(options: Export) -> int:
     return 0
 
 
-def dense_state_dict(model: SparseTD3) -> dict[str, Tensor]:
-    """The policy's state under the names of `stable_baselines3.TD3`, zeros where there is no connection.
+def dense_state_dict(model: SparseAgent) -> dict[str, Tensor]:
+    """The policy's state under the names of Stable-Baselines3, zeros where there is no connection.
 
     With normalisation the names are those of SB3's `create_mlp` with `post_linear_modules=[nn.LayerNorm]`.
     """
@@ -50,36 +51,37 @@ def dense_state_dict(model: SparseTD3) -> dict[str, Tensor]:
     return state
 
 
-def to_sb3(model: SparseTD3, settings: Settings) -> TD3:
-    """A plain `stable_baselines3.TD3` that acts as the sparse agent does; its optimizers start anew."""
+def to_sb3(model: SparseAgent, settings: Settings) -> OffPolicyAlgorithm:
+    """A plain agent of Stable-Baselines3 that acts as the sparse agent does; its optimizers start anew."""
+    chosen = algos.find(settings.algo)
     if any(isinstance(module, nn.LayerNorm) for module in model.policy.modules()):
+        name = chosen.plain.__name__
         raise UserError(
-            "export to SB3 needs networks that a plain stable_baselines3.TD3 can make, and it makes none with layer "
-            "normalisation; export the actor with `--to onnx`, or all weights with `--to dense-state-dict`"
+            f"export to SB3 needs networks that a plain stable_baselines3.{name} can make, and it makes none with "
+            "layer normalisation; export the actor with `--to onnx`, or all weights with `--to dense-state-dict`"
         )
     environment: Any = model.get_env()
-    plain = TD3(
+    plain = chosen.plain(
         "MlpPolicy", environment, learning_rate=settings.learning_rate, buffer_size=settings.batch_size,
         learning_starts=settings.learning_starts, batch_size=settings.batch_size, tau=settings.tau,
-        gamma=settings.gamma, policy_delay=settings.policy_delay, target_policy_noise=settings.target_policy_noise,
-        target_noise_clip=settings.target_noise_clip,
+        gamma=settings.gamma,
         policy_kwargs=dict(net_arch=list(settings.hidden), optimizer_kwargs=dict(weight_decay=settings.weight_decay)),
         action_noise=model.action_noise,
-        seed=settings.seed, device="cpu",
+        seed=settings.seed, device="cpu", **chosen.options(settings),
     )  # fmt: skip
     plain.policy.load_state_dict(dense_state_dict(model))
     plain.buffer_size = settings.buffer_size
     return plain
 
 
-def _state_dict_bytes(model: SparseTD3, settings: Settings) -> bytes:
+def _state_dict_bytes(model: SparseAgent, settings: Settings) -> bytes:
     from safetensors.torch import save
 
     state = {name: tensor.contiguous().clone() for name, tensor in dense_state_dict(model).items()}
     return save(state, metadata={"env": settings.env, "topology": settings.topology})
 
 
-def _sb3_bytes(model: SparseTD3, settings: Settings) -> bytes:
+def _sb3_bytes(model: SparseAgent, settings: Settings) -> bytes:
     import io
 
     buffer = io.BytesIO()
@@ -87,7 +89,7 @@ def _sb3_bytes(model: SparseTD3, settings: Settings) -> bytes:
     return buffer.getvalue()
 
 
-def _onnx_bytes(model: SparseTD3, settings: Settings) -> bytes:
+def _onnx_bytes(model: SparseAgent, settings: Settings) -> bytes:
     """The actor as ONNX: `observation` (batch, n) float32 to `action` (batch, m) in the environment's own units."""
     try:
         from onnx import TensorProto, checker, helper, numpy_helper
@@ -100,7 +102,7 @@ def _onnx_bytes(model: SparseTD3, settings: Settings) -> bytes:
     constants: dict[str, Tensor] = {"scale": (high - low) / 2, "centre": (high + low) / 2}
     nodes: list[Any] = []
     current = "observation"
-    for index, module in enumerate(model.actor.mu):
+    for index, module in enumerate(model.acting_modules):
         following = f"layer_{index}"
         if isinstance(module, (nn.Linear, SparseLinear)):
             dense = module.to_dense() if isinstance(module, SparseLinear) else module

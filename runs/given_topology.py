@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from agents import SparseTD3
+from agents import SparseAgent
 from runs.checkpoint_files import Damaged, pack_tensors, read_bytes, unpack_tensors
 from runs.failure import UserError
 from runs.files import write_atomically
@@ -17,7 +17,7 @@ FILE = "topology.safetensors"
 Topologies = Mapping[str, Topology]
 
 
-def topologies(model: SparseTD3) -> dict[str, Topology]:
+def topologies(model: SparseAgent) -> dict[str, Topology]:
     """The topology of every sparse layer of actor and critics, by the layer's name."""
     return {
         f"{owner}.{name}": layer.topology

@@ -16,7 +16,11 @@ def _first_line(entry: Any) -> str:
 
 
 def _algos() -> dict[str, str]:
-    return {"td3": "twin delayed deep deterministic policy gradient, sparse or dense (agents.SparseTD3)"}
+    """Read from the sources, as `_benchmarks`."""
+    return {
+        path.stem: (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").rstrip(".")
+        for path in sorted((Path(__file__).parent / "algos").glob("[!_]*.py"))
+    }
 
 
 def _topologies() -> dict[str, str]:

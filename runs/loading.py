@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from agents import SparseTD3
+from agents import SparseAgent
 from runs.building import build, restore_networks
 from runs.checkpoints import CheckpointStore
 from runs.failure import UserError
@@ -31,7 +31,7 @@ def read_config(directory: Path) -> tuple[Settings, dict[str, Any]]:
     return settings, written
 
 
-def rebuild(directory: Path, settings: Settings, written: dict[str, Any]) -> SparseTD3:
+def rebuild(directory: Path, settings: Settings, written: dict[str, Any]) -> SparseAgent:
     """A new agent like that of a run directory, with the backends that its `config.json` holds."""
     try:
         given = None if settings.topology_from is None else read_topologies(directory)
@@ -51,7 +51,7 @@ def _check_backends(backends: Any, where: Path) -> None:
         raise UserError(f"{where} has unknown backends ({', '.join(unknown)}; known: {', '.join(known)}); {then}")
 
 
-def load_agent(directory: Path, step: int | None = None) -> tuple[SparseTD3, Settings, int]:
+def load_agent(directory: Path, step: int | None = None) -> tuple[SparseAgent, Settings, int]:
     """The agent of a run's newest checkpoint, or of that of `step`; its settings, and the step."""
     settings, config = read_config(directory)
     checkpoint = CheckpointStore(directory / "checkpoints", run=directory).load(step, replay=False)

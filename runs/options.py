@@ -17,25 +17,29 @@ from runs.report.options import Report
 from runs.studies.options import Compare, CompareContinual
 
 if TYPE_CHECKING:
+    AlgoName = str
     BenchName = str
-else:  # a file in that folder is a bench
-    _BENCHES = (Path(__file__).parent / "bench" / "cases").glob("[!_]*.py")
-    BenchName = tyro.extras.literal_type_from_choices(sorted(path.stem for path in _BENCHES))
+else:  # a file in these folders is one
+    _HERE = Path(__file__).parent
+    AlgoName, BenchName = (
+        tyro.extras.literal_type_from_choices(sorted(path.stem for path in folder.glob("[!_]*.py")))
+        for folder in (_HERE / "algos", _HERE / "bench" / "cases")
+    )
 
 
 @dataclass(frozen=True)
 class _OneAgent:
     """Which agent, on what."""
 
-    algo: tyro.conf.Positional[Literal["td3"]]
-    """What learns."""
+    algo: tyro.conf.Positional[AlgoName]
+    """What learns (`sparse-agents list algos`)."""
     env: str = "HalfCheetah-v5"
     """Environment: a Gymnasium id with Box observations and actions (`sparse-agents list envs`)."""
     sparsity: Annotated[float | None, left_out("FLOAT")] = None
     """Share of connections left out in actor and critics, in [0, 1); 0 is dense. Default: 0.5, dense: 0."""
     topology: str = "set"
     """Method: how connections are placed and moved (`sparse-agents list topologies`)."""
-    preset: str = "td3"
+    preset: Annotated[str | None, left_out("NAME", "(default: the algorithm's own)")] = None
     """The agent's hyper-parameters (`sparse-agents list presets`); flags given here beat it."""
     steps: int = 1_000_000
     """Environment steps in all."""
@@ -111,12 +115,12 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a trained agent for other tools: its dense state, a plain SB3 TD3, or an ONNX actor."""
+    """Write a trained agent for other tools: its dense state, a plain SB3 agent, or an ONNX actor."""
 
     directory: tyro.conf.Positional[Path]
     """Run directory."""
     to: Literal["dense-state-dict", "sb3", "onnx"]
-    """dense-state-dict: safetensors under SB3's names; sb3: a zip for stable_baselines3.TD3.load; onnx: the actor."""
+    """dense-state-dict: safetensors under SB3's names; sb3: a zip for `load` of stable_baselines3; onnx: the actor."""
     out: Annotated[Path | None, left_out("PATH")] = None
     """File to write. Default: DIR/export/, named by the format."""
     step: Annotated[int | None, left_out("INT")] = None

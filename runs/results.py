@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 
 import envs
-from agents import SparseTD3
+from agents import SparseAgent
 from agents.costs import training_cost, training_memory
 from runs.recorder import Journal
 from runs.scoring import FRESH_SEED, Score
@@ -20,7 +20,7 @@ FORMAT = "sparse-agents-result"
 
 
 def result(
-    model: SparseTD3, settings: Settings, journal: Journal, final: Score | None, measured: dict[str, Any]
+    model: SparseAgent, settings: Settings, journal: Journal, final: Score | None, measured: dict[str, Any]
 ) -> dict[str, Any]:
     """The result of a finished run; whatever two identical runs may differ in is under `measured`."""
     networks = {"actor": model.actor} | {f"critic.qf{index}": q for index, q in enumerate(model.critic.q_networks)}
@@ -69,7 +69,7 @@ def result(
     }
 
 
-def real_features(model: SparseTD3, step: int) -> list[int] | None:
+def real_features(model: SparseAgent, step: int) -> list[int] | None:
     """Which features of an observation are the environment's own after `step`; None where all of them are."""
     env = model.get_env()
     assert env is not None
@@ -82,7 +82,7 @@ def real_features(model: SparseTD3, step: int) -> list[int] | None:
     return None
 
 
-def total_sparsity(model: SparseTD3) -> float:
+def total_sparsity(model: SparseAgent) -> float:
     """1 - connections / connections possible, over actor and critics, targets not counted again."""
     counts = [*meters.layer_counts(model.actor).values(), *meters.layer_counts(model.critic).values()]
     return 1 - sum(count.nnz for count in counts) / sum(count.cells for count in counts)

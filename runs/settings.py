@@ -49,6 +49,8 @@ class Settings:
     policy_delay: int
     target_policy_noise: float
     target_noise_clip: float
+    ent_coef: float | None
+    target_update_interval: int
     device: str
     backend: str
     threads: int
@@ -64,7 +66,7 @@ class Settings:
     @classmethod
     def resolve(cls, options: Train) -> Settings:
         """Flags over preset over the topology's own choices; a `ValueError` says what cannot be."""
-        preset = AGENT_PRESETS[options.preset]
+        preset = preset_of(options)
 
         def chosen(name: str) -> Any:
             given = getattr(options, name)
@@ -106,7 +108,8 @@ class Settings:
         assert actor is not None
         assert critic is not None
         settings = cls(
-            algo=options.algo, env=options.env, steps=options.steps, seed=options.seed, preset=options.preset,
+            algo=options.algo, env=options.env, steps=options.steps, seed=options.seed,
+            preset=options.algo if options.preset is None else options.preset,
             topology=options.topology, sparsity=max(actor, critic) if sparsity is None else sparsity,
             actor_sparsity=actor, critic_sparsity=critic, distribution=sparse.distribution,
             dense=list(sparse.dense), init=sparse.init, drop_fraction=sparse.drop_fraction, schedule=sparse.schedule,
@@ -114,6 +117,7 @@ class Settings:
             hidden=[int(width) for width in hidden],
             gamma=preset.gamma, tau=preset.tau, policy_delay=preset.policy_delay,
             target_policy_noise=preset.target_policy_noise, target_noise_clip=preset.target_noise_clip,
+            ent_coef=preset.ent_coef, target_update_interval=preset.target_update_interval,
             device=check_device(options.device), backend=options.backend,
             threads=options.threads,
             checkpoint_every=options.checkpoint_every, norm=options.norm, final_episodes=options.final_episodes,
@@ -179,13 +183,23 @@ class Settings:
 
 _LATER = {
     "norm": "none", "final_episodes": 0, "topology_from": None, "noise_features": 0.0, "permute_features_every": None,
-    "input_sparsity": None,
+    "input_sparsity": None, "ent_coef": None, "target_update_interval": 1,
 }  # fmt: skip
 """Settings that runs of earlier versions do not have, with what held then."""
 
 
 def _noise(share: float, seed: int, permute_every: int | None) -> Noise | None:
     return Noise(share, seed, permute_every) if share else None
+
+
+def preset_of(options: Train) -> AgentPreset:
+    """The preset that is asked for, by default the algorithm's own; one of another algorithm is a `ValueError`."""
+    name = options.algo if options.preset is None else options.preset
+    preset = AGENT_PRESETS[name]
+    if preset.algo != options.algo:
+        fitting = ", ".join(each for each, other in AGENT_PRESETS.items() if other.algo == options.algo)
+        raise ValueError(f"preset {name!r} is for {preset.algo}, got {options.algo}; choose one of {fitting}")
+    return preset
 
 
 def _input_sparsity(options: Train, preset: AgentPreset) -> float | None:

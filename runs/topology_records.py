@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agents import SparseTD3
+from agents import SparseAgent
 from sparse_core import SparseLinear, in_time_overparameterisation, sparse_layers
 from sparse_core.sparsifier import Rewirings
 
@@ -14,7 +16,7 @@ ROWS = 512  # transitions on which neurons are looked at
 DORMANT = 0.1  # of the mean activity of a layer
 
 
-def explored_at_first(model: SparseTD3) -> dict[str, Tensor]:
+def explored_at_first(model: SparseAgent) -> dict[str, Tensor]:
     """Per sparse layer, flat positions that hold a connection now, ascending; nothing where none ever move."""
     if not model.sparse_options.moves:
         return {}
@@ -36,7 +38,7 @@ def replaced_and_explored(rewirings: Rewirings, explored: dict[str, Tensor]) -> 
 
 
 @torch.no_grad()
-def dormant_shares(model: SparseTD3) -> dict[str, float]:
+def dormant_shares(model: SparseAgent) -> dict[str, float]:
     """Share of hidden neurons that are dormant, of the actor and of the critics; nothing without experience.
 
     A neuron is, whose mean activity is at most 0.1 of its layer's mean (Sokar et al. 2023, arXiv:2302.12902). Looked
@@ -51,18 +53,18 @@ def dormant_shares(model: SparseTD3) -> dict[str, float]:
         for rows in (buffer.observations, buffer.actions)
     )
     both = torch.cat([observations, actions], dim=1)
-    critics = [_dormant(network, both) for network in model.critic.q_networks]
-    found = {"actor": [_dormant(model.actor.mu, observations)], "critic": critics}
+    critics = [_dormant(network.children(), both) for network in model.critic.q_networks]
+    found = {"actor": [_dormant(model.acting_modules, observations)], "critic": critics}
     return {
         name: sum(dormant for dormant, _ in counts) / max(sum(neurons for _, neurons in counts), 1)
         for name, counts in found.items()
     }
 
 
-def _dormant(network: nn.Module, inputs: Tensor) -> tuple[int, int]:
+def _dormant(modules: Iterable[nn.Module], inputs: Tensor) -> tuple[int, int]:
     """Dormant neurons and all neurons after the ReLUs of a chain of layers."""
     dormant = neurons = 0
-    for module in network.children():
+    for module in modules:
         inputs = module(inputs)
         if isinstance(module, nn.ReLU):
             activity = inputs.abs().mean(0)
@@ -71,19 +73,19 @@ def _dormant(network: nn.Module, inputs: Tensor) -> tuple[int, int]:
     return dormant, neurons
 
 
-def _layers(model: SparseTD3) -> dict[str, SparseLinear | nn.Linear]:
+def _layers(model: SparseAgent) -> dict[str, SparseLinear | nn.Linear]:
     """Layers by the names that `result.json` gives them, in order."""
-    networks: dict[str, nn.Module] = {"actor.mu": model.actor.mu}
+    networks = {"actor": model.actor}
     networks |= {f"critic.qf{index}": network for index, network in enumerate(model.critic.q_networks)}
     return {
         f"{name}.{own}": layer
         for name, network in networks.items()
-        for own, layer in network.named_children()
+        for own, layer in network.named_modules()
         if isinstance(layer, SparseLinear | nn.Linear)
     }
 
 
-def degree_histograms(model: SparseTD3) -> dict[str, dict[str, list[list[int]]]]:
+def degree_histograms(model: SparseAgent) -> dict[str, dict[str, list[list[int]]]]:
     """Per sparse layer, how many neurons have how many connections: `fan_in` of outputs, `fan_out` of inputs."""
     return {
         name: {"fan_in": _histogram(layer.topology.fan_in), "fan_out": _histogram(layer.topology.fan_out)}
@@ -97,11 +99,11 @@ def _histogram(degrees: Tensor) -> list[list[int]]:
     return torch.stack([values, counts], dim=1).tolist()
 
 
-def input_connections(model: SparseTD3) -> dict[str, list[int]]:
+def input_connections(model: SparseAgent) -> dict[str, list[int]]:
     """Connections out of each input, per network; a critic's inputs are observations, then actions."""
     found: dict[str, list[int]] = {}
     for name, layer in _layers(model).items():
-        network = name.rpartition(".")[0].removesuffix(".mu")
+        network = "actor" if name.startswith("actor.") else name.rpartition(".")[0]
         if network not in found:  # its first layer
             full = [layer.out_features] * layer.in_features
             found[network] = layer.topology.fan_out.tolist() if isinstance(layer, SparseLinear) else full

@@ -11,7 +11,7 @@ from typing import Any
 
 from stable_baselines3.common.logger import Logger
 
-from agents import SparseTD3
+from agents import SparseAgent
 from envs import ReplayMismatch
 from runs.building import agent_state, build, restore_agent, start_learning
 from runs.checkpoints import Checkpoint, CheckpointStore
@@ -105,7 +105,7 @@ def _store(directory: Path) -> CheckpointStore:
 
 
 def _train(
-    directory: Path, settings: Settings, model: SparseTD3, store: CheckpointStore, checkpoint: Checkpoint | None
+    directory: Path, settings: Settings, model: SparseAgent, store: CheckpointStore, checkpoint: Checkpoint | None
 ) -> int:
     then = f"`sparse-agents resume {directory}`"
     # Before the state is put back: making environments may draw.
@@ -138,7 +138,7 @@ def _train(
         scorer.close()
 
 
-def _restore(directory: Path, model: SparseTD3, checkpoint: Checkpoint) -> Journal:
+def _restore(directory: Path, model: SparseAgent, checkpoint: Checkpoint) -> Journal:
     try:
         state = unpack(checkpoint.state, checkpoint.tensors)
         restore_agent(model, state["agent"])
@@ -153,7 +153,7 @@ def _restore(directory: Path, model: SparseTD3, checkpoint: Checkpoint) -> Journ
         ) from error
 
 
-def _finish(directory: Path, settings: Settings, model: SparseTD3, journal: Journal) -> int:
+def _finish(directory: Path, settings: Settings, model: SparseAgent, journal: Journal) -> int:
     measured = {
         "seconds": journal.seconds,
         "steps_per_second": settings.steps / journal.seconds if journal.seconds else None,
@@ -175,7 +175,7 @@ def _finish(directory: Path, settings: Settings, model: SparseTD3, journal: Jour
     return 0
 
 
-def _final_score(settings: Settings, model: SparseTD3) -> Score | None:
+def _final_score(settings: Settings, model: SparseAgent) -> Score | None:
     """Of fresh episodes, if there are to be any."""
     if not settings.final_episodes:
         return None
@@ -191,7 +191,7 @@ def _close_tensorboard(logger: Logger, then: str) -> None:
         logger.close()
 
 
-def save_state(store: CheckpointStore, model: SparseTD3, journal: Journal) -> None:
+def save_state(store: CheckpointStore, model: SparseAgent, journal: Journal) -> None:
     """Store everything that resuming needs."""
     tensors, state = pack({"agent": agent_state(model), "journal": journal.as_dict()})
     store.save(model.num_timesteps, tensors, state, model.replay_buffer)  # type: ignore[arg-type]

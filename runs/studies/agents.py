@@ -11,6 +11,8 @@ from typing import Annotated, Any
 import tyro
 
 import envs
+from agents.presets import AGENT_PRESETS
+from runs import algos
 from runs.building import build
 from runs.fixed_totals import widths
 from runs.flags import AgentFlags, left_out
@@ -140,8 +142,9 @@ def _settings(wanted: _Wanted, group: str, options: Compare) -> Settings:
     # Only a place holder: each run takes it from the run of its own seed.
     source = Path("/") if wanted.of is not None else None
     threads = options.threads_per_worker
+    algo = AGENT_PRESETS[flags.preset].algo
     return Settings.resolve(
-        Train(algo="td3", env=group, steps=options.steps, threads=threads, topology_from=source, **given)
+        Train(algo=algo, env=group, steps=options.steps, threads=threads, topology_from=source, **given)
     )
 
 
@@ -149,9 +152,10 @@ def _narrowed(flags: _ArmFlags, group: str, options: Compare, sparsity: float) -
     """Flags of a dense agent with as many weights as a static one of this sparsity."""
     sparse = _settings(_Wanted("", replace(flags, topology="static", sparsity=sparsity)), group, options)
     observations, actions = widths(group)
-    actor, critic = agent_weights(sparse.hidden, observations, actions)
+    heads = algos.find(sparse.algo).heads
+    actor, critic = agent_weights(sparse.hidden, observations, actions, heads)
     wanted = round((1 - sparse.actor_sparsity) * actor) + 2 * round((1 - sparse.critic_sparsity) * critic)
-    hidden = small_hidden(sparse.hidden, wanted, observations, actions)
+    hidden = small_hidden(sparse.hidden, wanted, observations, actions, heads)
     return replace(flags, hidden=",".join(map(str, hidden)), actor_sparsity=None, critic_sparsity=None)
 
 

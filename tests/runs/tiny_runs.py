@@ -42,11 +42,11 @@ TINY = {
 FORK = multiprocessing.get_context("fork")
 
 
-def flags(out: Path, **changes: Any) -> list[str]:
+def flags(out: Path, algo: str = "td3", **changes: Any) -> list[str]:
     """Arguments of `train` for a tiny run into `out`; a flag that is None is left out."""
     chosen = TINY | {name.replace("_", "-"): value for name, value in changes.items()}
     given = [[f"--{name}", str(value)] for name, value in chosen.items() if value is not None]
-    return ["train", "td3", "--out", str(out), *(word for pair in given for word in pair)]
+    return ["train", algo, "--out", str(out), *(word for pair in given for word in pair)]
 
 
 def main(*arguments: str | Path) -> int:

@@ -1,0 +1,88 @@
+"""One gradient step of SAC through torch's autograd: for any policy, optimizer and device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.common.utils import polyak_update
+from torch import Tensor
+
+from agents.autograd_update import constant
+
+
+class SACUpdate:
+    """Entropy coefficient, critics, actor and targets of a `SparseSAC`, one batch at a time, in SB3's order."""
+
+    def __init__(self, model: Any, batch_size: int) -> None:
+        self._model, self.batch_size = model, batch_size
+        self._batch: ReplayBufferSamples | None = None
+
+    def is_current(self) -> bool:
+        """Nothing is remembered from one batch to the next."""
+        return True
+
+    def draw(self) -> None:
+        """Draw a batch."""
+        self._model.policy.set_training_mode(True)
+        self._batch = self._model.replay_buffer.sample(self.batch_size, env=self._model._vec_normalize_env)
+
+    def critics(self) -> Tensor:
+        """Draw the policy's actions, update the entropy coefficient, then the critics; returns the critics' loss."""
+        model, batch = self._model, self._batch
+        assert batch is not None
+        self._actions, log_probabilities = model.actor.action_log_prob(batch.observations)
+        self._log_probabilities = log_probabilities.reshape(-1, 1)
+        self._weight = self._entropy_coefficient()
+        with torch.no_grad():
+            next_actions, next_log_probabilities = model.actor.action_log_prob(batch.next_observations)
+            next_values = torch.cat(model.critic_target(batch.next_observations, next_actions), dim=1)
+            soft = next_values.amin(dim=1, keepdim=True) - self._weight * next_log_probabilities.reshape(-1, 1)
+            discounts = model.gamma if batch.discounts is None else batch.discounts
+            targets = batch.rewards + (1 - batch.dones) * discounts * soft
+        values = model.critic(batch.observations, batch.actions)
+        loss = 0.5 * torch.stack([F.mse_loss(value, targets) for value in values]).sum()
+        model.critic.optimizer.zero_grad()
+        loss.backward()
+        model.critic.optimizer.step()
+        return loss.detach()
+
+    def _entropy_coefficient(self) -> Tensor:
+        """The coefficient α as it is before this step; a learned one then takes its own step."""
+        model = self._model
+        if model.ent_coef_optimizer is None:
+            fixed: Tensor = model.ent_coef_tensor
+            return fixed
+        now = torch.exp(model.log_ent_coef.detach())
+        loss = -(model.log_ent_coef * (self._log_probabilities + model.target_entropy).detach()).mean()
+        model.ent_coef_optimizer.zero_grad()
+        loss.backward()
+        model.ent_coef_optimizer.step()
+        model._losses |= {"ent_coef": now, "ent_coef_loss": loss.detach()}
+        return now
+
+    def actor(self) -> Tensor:
+        """Update the actor on the batch, and by the actions, the critics have just had; returns the loss."""
+        model, batch = self._model, self._batch
+        assert batch is not None
+        # The critics only pass the gradient on here: they neither learn nor grow from the actor's loss.
+        with model.critic_sparsifier.paused(), constant(*model.critic.q_networks):
+            values = torch.cat(model.critic(batch.observations, self._actions), dim=1)
+            loss = (self._weight * self._log_probabilities - values.amin(dim=1, keepdim=True)).mean()
+            model.actor.optimizer.zero_grad()
+            loss.backward()
+        model.actor.optimizer.step()
+        return loss.detach()
+
+    def targets(self) -> None:
+        """Move the critics' targets by one step of Polyak averaging; with τ = 1 they become copies."""
+        model = self._model
+        with torch.no_grad():
+            online, target = list(model.critic.parameters()), list(model.critic_target.parameters())
+            if model.tau == 1:
+                torch._foreach_copy_(target, online)
+            else:
+                torch._foreach_lerp_(target, online, model.tau)
+        polyak_update(model.batch_norm_stats, model.batch_norm_stats_target, 1.0)
