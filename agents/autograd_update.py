@@ -39,16 +39,29 @@ class AutogradUpdate:
             next_actions = (model.actor_target(batch.next_observations) + noise).clamp_(-1, 1)
             next_values = torch.cat(model.critic_target(batch.next_observations, next_actions), dim=1)
             discounts = model.gamma if batch.discounts is None else batch.discounts
-            targets = batch.rewards + (1 - batch.dones) * discounts * next_values.amin(dim=1, keepdim=True)
+            self._targets = batch.rewards + (1 - batch.dones) * discounts * next_values.amin(dim=1, keepdim=True)
+        loss = self.critic_gradient()
+        model.critic.optimizer.step()
+        return loss
+
+    def critic_gradient(self) -> Tensor:
+        """Work out the critics' loss and its gradient, towards the targets of the last `critics`; returns the loss."""
+        model, batch = self._model, self._batch
+        assert batch is not None
         values = model.critic(batch.observations, batch.actions)
-        loss = torch.stack([F.mse_loss(value, targets) for value in values]).sum()
+        loss = torch.stack([F.mse_loss(value, self._targets) for value in values]).sum()
         model.critic.optimizer.zero_grad()
         loss.backward()
-        model.critic.optimizer.step()
         return loss.detach()
 
     def actor(self) -> Tensor:
         """Update the actor on the batch the critics have just had; returns the loss."""
+        loss = self.actor_gradient()
+        self._model.actor.optimizer.step()
+        return loss
+
+    def actor_gradient(self) -> Tensor:
+        """Work out the actor's loss on the batch and its gradient; returns the loss."""
         model, batch = self._model, self._batch
         assert batch is not None
         # The critic only passes the gradient on here: it neither learns nor grows from the actor's loss.
@@ -56,7 +69,6 @@ class AutogradUpdate:
             loss = -model.critic.q1_forward(batch.observations, model.actor(batch.observations)).mean()
             model.actor.optimizer.zero_grad()
             loss.backward()
-        model.actor.optimizer.step()
         return loss.detach()
 
     def targets(self) -> None:

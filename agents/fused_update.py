@@ -39,6 +39,7 @@ class FusedUpdate:
         extractors = {type(network.features_extractor) for pair in pairs for network in pair}
         plain = kinds == {Actor, ContinuousCritic} and extractors == {FlattenExtractor}
         plain = plain and not any(is_hooked(network) for pair in pairs for network in pair)
+        plain = plain and not model.needs_gradients_again
         space = model.observation_space
         if not plain or not isinstance(space, spaces.Box) or space.dtype not in (np.float32, np.float64):
             return False

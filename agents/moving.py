@@ -115,7 +115,7 @@ class MovingTopologies(OffPolicyAlgorithm):
             self._losses["critic_loss"] = update.critics()
             if policy_update:
                 self._losses["actor_loss"] = update.actor()
-            if self._move_connections(policy_update):
+            if self._move_connections(policy_update, update):
                 update = self._updater(batch_size)
             if self._n_updates % self.target_every == 0:
                 update.targets()
@@ -123,18 +123,30 @@ class MovingTopologies(OffPolicyAlgorithm):
     def _optimizers(self) -> list[Optimizer]:
         return [self.actor.optimizer, self.critic.optimizer]
 
+    @property
+    def needs_gradients_again(self) -> bool:
+        """Whether the next change wants gradients worked out anew: updates then must have such methods."""
+        sparsifier = self.critic_sparsifier
+        return sparsifier is not None and sparsifier.needs_closure
+
     def _updater(self, batch_size: int) -> Update:
         """What computes an update."""
         if self._update is None or self._update.batch_size != batch_size or not self._update.is_current():
             self._update = self._make_update(batch_size)
         return self._update
 
-    def _move_connections(self, policy_update: bool) -> bool:
+    def _move_connections(self, policy_update: bool, update: Update) -> bool:
         """Change the topologies where that is due; whether it was."""
         assert self.critic_sparsifier is not None
         assert self.actor_sparsifier is not None
-        changed = self.critic_sparsifier.step(allowed=policy_update)
-        changed_actor = self.actor_sparsifier.step(allowed=policy_update)
+        gradients: tuple[Any, Any] = (None, None)
+        if self.needs_gradients_again:
+            again: Any = update
+            gradients = again.critic_gradient, again.actor_gradient
+        changed = self.critic_sparsifier.step(policy_update, gradients[0])
+        changed_actor = self.actor_sparsifier.step(policy_update, gradients[1])
+        if gradients[0] is not None and not self.needs_gradients_again:
+            self._update = None  # from here on a faster one may do
         if changed or changed_actor:
             self.last_rewirings = {f"critic.{name}": change for name, change in changed.items()}
             self.last_rewirings |= {f"actor.{name}": change for name, change in changed_actor.items()}

@@ -41,12 +41,19 @@ class SACUpdate:
             next_values = torch.cat(model.critic_target(batch.next_observations, next_actions), dim=1)
             soft = next_values.amin(dim=1, keepdim=True) - self._weight * next_log_probabilities.reshape(-1, 1)
             discounts = model.gamma if batch.discounts is None else batch.discounts
-            targets = batch.rewards + (1 - batch.dones) * discounts * soft
+            self._targets = batch.rewards + (1 - batch.dones) * discounts * soft
+        loss = self.critic_gradient()
+        model.critic.optimizer.step()
+        return loss
+
+    def critic_gradient(self) -> Tensor:
+        """Work out the critics' loss and its gradient, towards the targets of the last `critics`; returns the loss."""
+        model, batch = self._model, self._batch
+        assert batch is not None
         values = model.critic(batch.observations, batch.actions)
-        loss = 0.5 * torch.stack([F.mse_loss(value, targets) for value in values]).sum()
+        loss = 0.5 * torch.stack([F.mse_loss(value, self._targets) for value in values]).sum()
         model.critic.optimizer.zero_grad()
         loss.backward()
-        model.critic.optimizer.step()
         return loss.detach()
 
     def _entropy_coefficient(self) -> Tensor:
@@ -65,15 +72,26 @@ class SACUpdate:
 
     def actor(self) -> Tensor:
         """Update the actor on the batch, and by the actions, the critics have just had; returns the loss."""
+        loss = self._actor_gradient(self._actions, self._log_probabilities)
+        self._model.actor.optimizer.step()
+        return loss
+
+    def actor_gradient(self) -> Tensor:
+        """Work out the actor's loss and its gradient for actions drawn anew, the same each time, leaving no trace."""
+        assert self._batch is not None
+        with torch.random.fork_rng(enabled=True):
+            actions, log_probabilities = self._model.actor.action_log_prob(self._batch.observations)
+            return self._actor_gradient(actions, log_probabilities.reshape(-1, 1))
+
+    def _actor_gradient(self, actions: Tensor, log_probabilities: Tensor) -> Tensor:
         model, batch = self._model, self._batch
         assert batch is not None
         # The critics only pass the gradient on here: they neither learn nor grow from the actor's loss.
         with model.critic_sparsifier.paused(), constant(*model.critic.q_networks):
-            values = torch.cat(model.critic(batch.observations, self._actions), dim=1)
-            loss = (self._weight * self._log_probabilities - values.amin(dim=1, keepdim=True)).mean()
+            values = torch.cat(model.critic(batch.observations, actions), dim=1)
+            loss = (self._weight * log_probabilities - values.amin(dim=1, keepdim=True)).mean()
             model.actor.optimizer.zero_grad()
             loss.backward()
-        model.actor.optimizer.step()
         return loss.detach()
 
     def targets(self) -> None:

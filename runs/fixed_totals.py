@@ -21,6 +21,7 @@ def fixed_sparsities(
     distribution: str,
     actor: float | None,
     critic: float | None,
+    heads: int = 1,
 ) -> tuple[float, float]:
     """Sparsity of the actor and of each critic; a `ValueError` where one was given that means another number.
 
@@ -32,19 +33,25 @@ def fixed_sparsities(
         distribution: one that fixes the number of connections.
         actor: sparsity asked for, if any.
         critic: as `actor`.
+        heads: last layers of the actor side by side.
     """
     observations, actions = widths(env, noise)
     return (
-        _sparsity([observations, *hidden, actions], dense, distribution, actor),
-        _sparsity([observations + actions, *hidden, 1], dense, distribution, critic),
+        _sparsity([observations, *hidden, actions], heads, dense, distribution, actor),
+        _sparsity([observations + actions, *hidden, 1], 1, dense, distribution, critic),
     )
 
 
-def _sparsity(sizes: list[int], dense: Sequence[str | int], distribution: str, asked: float | None) -> float:
+def _sparsity(
+    sizes: list[int], heads: int, dense: Sequence[str | int], distribution: str, asked: float | None
+) -> float:
     modules: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
         modules += [nn.Linear(fan_in, fan_out, device="meta"), nn.ReLU()]
-    network = nn.Sequential(*modules[:-1])  # named as SB3's
+    modules[-1:] = [nn.Linear(*sizes[-2:], device="meta") for _ in range(1, heads)]
+    network = nn.Sequential(*modules)  # named as SB3's where there is one head
+    last = [str(len(modules) - head) for head in range(1, heads + 1)]
+    dense = [each for item in dense for each in (last if item == "output" else [item])]
     planned = plan(network, asked, distribution=distribution, dense=dense)
     cells = {name: layer.weight.numel() for name, layer in network.named_children() if isinstance(layer, nn.Linear)}
     return 1 - sum(planned.counts.get(name, cells[name]) for name in cells) / sum(cells.values())

@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 from agents.options import SparseOptions
 from agents.presets import AGENT_PRESETS, AgentPreset
 from envs.noise import Noise
+from runs import algos
 from runs.fixed_totals import fixed_sparsities
 from runs.options import Train
 from runs.values import check_device, check_threads, parse_list, settings_in
@@ -103,8 +104,9 @@ class Settings:
         if fixes_total(sparse.distribution):
             noise = _noise(options.noise_features, options.seed, options.permute_features_every)
             actor, critic = fixed_sparsities(
-                options.env, noise, [int(width) for width in hidden], sparse.dense, sparse.distribution, actor, critic
-            )
+                options.env, noise, [int(width) for width in hidden], sparse.dense, sparse.distribution, actor, critic,
+                algos.find(options.algo).heads,
+            )  # fmt: skip
         assert actor is not None
         assert critic is not None
         settings = cls(

@@ -113,7 +113,7 @@ class Sparsifier:
         rules = [part[1] for part in (self.method.drop, self.method.grow, self.method.prune) if part is not None]
         births = [self.birth] if isinstance(self.birth, Birth) else []
         self.needs_capture = any(rule.needs_capture for rule in [*rules, *births]) or method.redistribute == "gradient"
-        self.needs_closure = any(isinstance(rule, DropRule) and rule.needs_closure for rule in rules)
+        self._wants_closure = any(isinstance(rule, DropRule) and rule.needs_closure for rule in rules)
         self._observer = None if self.method.grow is None else self.method.grow[1].observe
         last = period if method.once else None if total_steps is None else int(stop * total_steps + 1e-9)
         self.fraction = SCHEDULES[schedule](drop_fraction, last or 0)
@@ -248,7 +248,7 @@ class Sparsifier:
         # All changes are worked out before the first is applied: an error leaves every layer as it was.
         memory = {name: dict(own) for name, own in self._memory.items()}
         views = {name: self._view(name, layer, memory[name]) for name, layer in self.layers.items()}
-        if self.needs_closure and closure is not None:
+        if self._wants_closure and closure is not None:
             with self.paused():
                 shares = flow_shares(self.layers, closure)
             views = {name: replace(view, flow_shares=shares[name]) for name, view in views.items()}
@@ -286,6 +286,11 @@ class Sparsifier:
             name: (self._weight_steps[name] + count * since) / self.steps if self.steps else float(count)
             for name, count in now.items()
         }
+
+    @property
+    def needs_closure(self) -> bool:
+        """Whether a change that is still to come wants `step` to be given a closure."""
+        return self._wants_closure and (self._pending or self.every.next_due(self.steps) is not None)
 
     @property
     def looks_at_dense_gradient(self) -> bool:

@@ -10,7 +10,6 @@ from typing import Any
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents import SparseAgent
-from runs.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -20,8 +19,8 @@ class Algo:
     agent: type[SparseAgent]
     plain: type[OffPolicyAlgorithm]
     """SB3's own, to which `export --to sb3` goes."""
-    options: Callable[[Settings], dict[str, Any]]
-    """Arguments that only this algorithm takes; `agent` and `plain` take them alike."""
+    options: Callable[[Any], dict[str, Any]]
+    """Of the `Settings`, arguments that only this algorithm takes; `agent` and `plain` take them alike."""
     heads: int = 1
     """Numbers that the actor's network puts out for each action."""
 

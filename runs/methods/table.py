@@ -80,4 +80,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
     notes.append(
         "scratch and what a method remembers; FLOPs count weights that are there, and a method's looks at gradients."
     )
+    notes.append(
+        "Seconds are those of the processors, in training alone: other programs on the machine do not lengthen them."
+    )
     return "\n".join([*lines, "", *notes])

@@ -192,3 +192,20 @@ def test_presets() -> None:
     wanted = {"HalfCheetah-v5": "er:12,80", "Walker2d-v5": "er:12,80", "Hopper-v5": "er:7,20", "Ant-v5": "er:30,64"}
     assert {env: sparse.distribution_for(env) for env in wanted} == wanted
     assert sparse.distribution_for("Humanoid-v5") == "er:61,64"
+
+
+def test_grasp_looks_at_gradients_again_and_draws_nothing() -> None:
+    """The look leaves the random stream where it was: the losses until the change are those of a static agent."""
+    model = fill(sac(topology="grasp", period=4, total_updates=12))
+    begun = nnz(model.actor)
+    set_random_seed(3)
+    model.train(3, 16)
+    before = torch.get_rng_state()
+    loss = model._update.actor_gradient()
+    assert torch.equal(loss, model._update.actor_gradient())
+    assert torch.equal(torch.get_rng_state(), before)
+    model.train(3, 16)
+    assert model.changes == 1
+    assert nnz(model.actor) < begun
+    cells = sum(layer.cells for layer in sparse_layers(model.actor).values())
+    assert sparsity(model.actor) == pytest.approx(0.6, abs=1 / cells)

@@ -16,7 +16,7 @@ from sparse_core import PRESETS
 
 
 def resolve(**options: Any) -> Settings:
-    return Settings.resolve(Train("td3", threads=1, device="cpu", **options))
+    return Settings.resolve(Train(options.pop("algo", "td3"), threads=1, device="cpu", **options))
 
 
 def test_the_defaults_are_td3s() -> None:
@@ -76,6 +76,9 @@ def test_a_distribution_that_fixes_the_number_says_the_sparsity() -> None:
         assert found.actor_sparsity == 1 - (7 * 267 + 64 * 512 + 256 * 3) / (256 * (11 + 256 + 3))
         assert found.critic_sparsity == 1 - (7 * 270 + 64 * 512 + 256) / (256 * (14 + 256 + 1))
         assert found.sparsity == max(found.actor_sparsity, found.critic_sparsity)
+    # SAC's actor has two last layers, both dense.
+    stochastic = resolve(env="Hopper-v5", distribution="epsilon:7,64", algo="sac", preset="ds-sac")
+    assert stochastic.actor_sparsity == 1 - (7 * 267 + 64 * 512 + 256 * 6) / (256 * (11 + 256 + 6))
     assert resolve(env="Hopper-v5", topology="dense", distribution="epsilon").sparsity == 0.0
     with pytest.raises(ValueError, match=r"'epsilon' fixes the number of connections, .* but `sparsity` 0\.5 was"):
         resolve(env="Hopper-v5", distribution="epsilon", sparsity=0.5)
