@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -72,6 +73,10 @@ class MovingTopologies(OffPolicyAlgorithm):
     def judges(self) -> int:
         """Critics that the actor's loss asks."""
         return 1
+
+    def losses(self, batch: ReplayBufferSamples) -> tuple[Tensor, Tensor]:
+        """The critics' and the actor's loss on these transitions, with a graph, for who wants to look at gradients."""
+        raise NotImplementedError
 
     def _make_update(self, batch_size: int) -> Update:
         raise NotImplementedError

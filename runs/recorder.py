@@ -14,6 +14,7 @@ from runs.metrics import MetricsFile
 from runs.progress import TrainingBar
 from runs.scoring import Scorer
 from runs.settings import Settings
+from runs.topology_courses import distances, flow_of_networks, gradient_flows
 from runs.topology_records import dormant_shares, explored_at_first, replaced_and_explored
 
 SHOW_EVERY = 0.2  # seconds between two updates of the bar
@@ -44,6 +45,14 @@ class Journal:
     """[step, share of connections replaced, share of positions ever connected] of every topology change."""
     explored: dict[str, Tensor] = field(default_factory=dict)
     """Per layer that can change, flat positions that ever held a connection, ascending."""
+    begun: dict[str, Tensor] = field(default_factory=dict)
+    """Per layer that can change, flat positions that held a connection at the start."""
+    evaluated_positions: dict[str, Tensor] = field(default_factory=dict)
+    """Those of the last evaluation, or of the start."""
+    distances: list[list[Any]] = field(default_factory=list)
+    """[step, distance from the start by network, from the last evaluation by network] of every evaluation."""
+    gradient_flow: list[list[Any]] = field(default_factory=list)
+    """[step, gradient flow by layer] of every evaluation."""
     dormant: list[list[Any]] = field(default_factory=list)
     """[step, share of dormant neurons by network] of every evaluation."""
     curve_seconds: list[list[float]] = field(default_factory=list)
@@ -102,6 +111,7 @@ class Recorder(BaseCallback):
             if not self.journal.explored:
                 model: Any = self.model
                 self.journal.explored = explored_at_first(model)
+                self.journal.begun = self.journal.evaluated_positions = dict(self.journal.explored)
         self._boundary(last=False)
 
     def _on_training_end(self) -> None:
@@ -138,20 +148,29 @@ class Recorder(BaseCallback):
         score = self._scorer.score(model, step)
         journal = self.journal
         dormant = dormant_shares(model)
+        flows = gradient_flows(model)
+        moved = [distances(model, each) for each in (journal.begun, journal.evaluated_positions)]
         took = time.perf_counter() - self._clock
         journal.evaluation_seconds += took
         journal.evaluated = step
         journal.last_score = score.as_dict()
         journal.curve.append([step, score.mean])
         journal.dormant.append([step, dormant])
+        journal.gradient_flow.append([step, flows])
+        if any(moved):
+            journal.distances.append([step, *moved])
+            journal.evaluated_positions = explored_at_first(model)
         journal.curve_seconds.append([step, journal.seconds])
         journal.curve_processor_seconds.append([step, journal.processor_seconds])
         self._metrics.write(
-            "eval", step, **score.as_dict(), returns=list(score.returns), dormant=dormant,
+            "eval", step, **score.as_dict(), returns=list(score.returns), dormant=dormant, gradient_flow=flows,
+            distance_from_start=moved[0], distance_from_last=moved[1],
             measured={"seconds": took, "training_seconds": journal.seconds},
         )  # fmt: skip
-        for name, share in dormant.items():
-            self.logger.record(f"dormant/{name}", share)
+        self._show_topology(
+            dormant=dormant, gradient_flow=flow_of_networks(flows), distance_from_start=moved[0],
+            distance_from_last=moved[1],
+        )  # fmt: skip
         self.logger.record("eval/mean_return", score.mean)
         self.logger.record("eval/std_return", score.std)
         self.logger.dump(step)
@@ -160,6 +179,14 @@ class Recorder(BaseCallback):
         )
         self._clock += took
         self._processor_clock = time.process_time()
+
+    def _show_topology(self, **measures: dict[str, float]) -> None:
+        """The measures of an evaluation by network as TensorBoard's scalars, and where exploration stands."""
+        if self.journal.course:
+            measures["topology"] = dict(zip(("replaced", "explored"), self.journal.course[-1][1:], strict=True))
+        for what, values in measures.items():
+            for name, value in values.items():
+                self.logger.record(f"{what}/{name}", value)
 
     def save(self) -> None:
         """Store a checkpoint of this moment."""

@@ -13,6 +13,7 @@ from agents.costs import training_cost, training_memory
 from runs.recorder import Journal
 from runs.scoring import FRESH_SEED, Score
 from runs.settings import Settings
+from runs.topology_courses import small_worlds
 from runs.topology_records import degree_histograms, input_connections
 from sparse_core import meters
 
@@ -53,6 +54,9 @@ def result(
         "final": None if final is None else final.as_dict() | {"seed": FRESH_SEED, "returns": list(final.returns)},
         "dormant": journal.dormant,
         "topology_course": journal.course,
+        "topology_distance": journal.distances,
+        "gradient_flow": journal.gradient_flow,
+        "small_world": small_worlds(model, settings.seed),
         "degrees": degree_histograms(model),
         "input_connections": input_connections(model),
         "real_features": real_features(model, settings.steps),

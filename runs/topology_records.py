@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents import SparseAgent
@@ -37,6 +39,14 @@ def replaced_and_explored(rewirings: Rewirings, explored: dict[str, Tensor]) -> 
     return grown / max(movable, 1), in_time_overparameterisation(explored, rewirings)
 
 
+def places_looked_at(model: SparseAgent) -> NDArray[np.int64] | None:
+    """Up to 512 places of the replay buffer, evenly spaced, ascending; None without experience."""
+    buffer = model.replay_buffer
+    if buffer is None or not buffer.size():
+        return None
+    return np.unique(np.linspace(0, buffer.size() - 1, ROWS).astype(np.int64))
+
+
 @torch.no_grad()
 def dormant_shares(model: SparseAgent) -> dict[str, float]:
     """Share of hidden neurons that are dormant, of the actor and of the critics; nothing without experience.
@@ -44,10 +54,10 @@ def dormant_shares(model: SparseAgent) -> dict[str, float]:
     A neuron is, whose mean activity is at most 0.1 of its layer's mean (Sokar et al. 2023, arXiv:2302.12902). Looked
     at on up to 512 transitions, evenly spaced over the replay buffer: nothing is drawn.
     """
-    buffer = model.replay_buffer
-    if buffer is None or not buffer.size():
+    places = places_looked_at(model)
+    if places is None:
         return {}
-    places = np.unique(np.linspace(0, buffer.size() - 1, ROWS).astype(np.int64))
+    buffer: Any = model.replay_buffer
     observations, actions = (
         torch.from_numpy(rows[places].reshape(len(places), -1)).float().to(model.device)
         for rows in (buffer.observations, buffer.actions)

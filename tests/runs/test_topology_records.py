@@ -12,15 +12,20 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import assert_equal_runs, flags, main, metrics_of, result_of, train
 
 import envs
 from agents import SparseTD3
+from runs.building import build
 from runs.checkpoints import CheckpointStore
 from runs.given_topology import FILE, read_topologies, topologies, write_topologies
 from runs.global_draws import generator_states
-from runs.loading import load_agent
+from runs.loading import load_agent, read_config
+from runs.recorder import Journal
 from runs.snapshot import pack, unpack
+from runs.topology_courses import by_network, distances, flow_of_networks, gradient_flows, small_worlds
+from runs.topology_measures import MOST, WIDEST, distance, small_worldness
 from runs.topology_records import (
     degree_histograms,
     dormant_shares,
@@ -28,7 +33,7 @@ from runs.topology_records import (
     input_connections,
     replaced_and_explored,
 )
-from sparse_core import Rewiring, Topology, sparse_layers
+from sparse_core import Rewiring, Topology, network_distance, sparse_layers
 
 
 def test_replaced_and_explored_by_hand() -> None:
@@ -113,6 +118,79 @@ def test_result_has_the_course_of_the_search(finished: Path) -> None:
         assert np.isin(topology.positions.numpy(), seen[name].numpy()).all()
     cells = sum(topology.shape[0] * topology.shape[1] for topology in topologies(model).values())
     assert explored[-1] == pytest.approx(sum(len(positions) for positions in seen.values()) / cells)
+
+
+def test_result_has_distances_and_gradient_flow(finished: Path) -> None:
+    result = result_of(finished)
+    lines = [line for line in metrics_of(finished) if line["kind"] == "eval"]
+    steps = [line["step"] for line in lines]
+    assert result["topology_distance"] == [
+        [line["step"], line["distance_from_start"], line["distance_from_last"]] for line in lines
+    ]
+    # The first evaluation's last one is the start; then less moved since the last one than since the start.
+    (_, start, last), *_, (_, far, near) = result["topology_distance"]
+    assert start == last
+    assert start.keys() == {"actor", "critic.qf0", "critic.qf1"}
+    assert all(0 < near[name] < far[name] < 1 for name in far)
+    # The start is what the seed gives.
+    settings, written = read_config(finished)
+    begun, (ended, _, _) = topologies(build(settings, written["backends"])), load_agent(finished)
+    for name in far:
+        assert far[name] == network_distance(by_network(begun)[name], by_network(topologies(ended))[name]).mean
+    flows = result["gradient_flow"]
+    assert flows == [[line["step"], line["gradient_flow"]] for line in lines]
+    assert [step for step, _ in flows] == steps
+    assert set(flows[0][1]) == {*result["nnz"]}
+    assert all(flow > 0 for _, each in flows for flow in each.values())
+
+
+def test_result_has_small_worldness(finished: Path) -> None:
+    worlds = result_of(finished)["small_world"]
+    assert set(worlds) == {"actor", "critic.qf0", "critic.qf1"}
+    for world in worlds.values():
+        own = world["clustering"] / world["random_clustering"], world["path_length"] / world["random_path_length"]
+        assert world["sigma"] == pytest.approx(own[0] / own[1])
+        assert 0.5 < world["sigma"] < 2
+
+
+def test_measures_are_scalars_of_tensorboard(finished: Path) -> None:
+    events = EventAccumulator(str(finished / "tensorboard")).Reload()
+    result = result_of(finished)
+    for tag, column in (("distance_from_start", 1), ("distance_from_last", 2)):
+        wanted = [(each[0], pytest.approx(each[column]["critic.qf1"])) for each in result["topology_distance"]]
+        assert [(event.step, event.value) for event in events.Scalars(f"{tag}/critic.qf1")] == wanted
+    flow = sum(each for name, each in result["gradient_flow"][-1][1].items() if name.startswith("actor"))
+    assert events.Scalars("gradient_flow/actor")[-1].value == pytest.approx(flow)
+    assert events.Scalars("topology/explored")[-1].value == pytest.approx(result["topology_course"][-1][2])
+
+
+def test_networks_that_do_not_move_have_gradients_only() -> None:
+    for topology, sparsity in (("static", 0.6), ("dense", 0.0)):
+        model = small_agent(topology=topology, sparsity=sparsity)
+        assert distances(model, explored_at_first(model)) == {}
+        assert gradient_flows(model) == {}  # no experience
+        assert set(small_worlds(model, 0)) == ({"actor", "critic.qf0", "critic.qf1"} if sparsity else set())
+
+
+def test_wide_networks_are_not_measured_by_runs() -> None:
+    wide, gap = Topology.random((WIDEST + 1, 4), 50, torch.Generator().manual_seed(0)), Topology.full((2, 3))
+    assert distance({"a": wide}, {"a": wide}) is None
+    assert distance({"a": gap}, {"a": gap}) == 0
+    assert small_worldness({"a": wide, "b": gap}, torch.Generator()) is None
+    assert small_worldness({"a": Topology.full((MOST // 2 + 1, 2))}, torch.Generator()) is None
+    assert flow_of_networks({"actor.mu.0": 1.0, "actor.mu.2": 2.0, "critic.qf0.0": None}) == {"actor": 3.0}
+
+
+def test_journal_of_an_earlier_version_goes_on_without_distances(finished: Path) -> None:
+    """What a checkpoint does not have cannot be made up: where the topology started is not known."""
+    stored = CheckpointStore(finished / "checkpoints").load(replay=False)
+    state = unpack(stored.state, stored.tensors)["journal"]
+    assert {name: len(each) for name, each in state["begun"].items()} == {
+        name: len(each) for name, each in state["evaluated_positions"].items()
+    }
+    for name in ("begun", "evaluated_positions", "distances", "gradient_flow"):
+        del state[name]
+    assert distances(load_agent(finished)[0], Journal(**state).begun) == {}
 
 
 def test_seconds_stand_beside_every_evaluation(finished: Path) -> None:
