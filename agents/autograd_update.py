@@ -33,13 +33,7 @@ class AutogradUpdate:
         """Update the critics on the batch; returns the loss."""
         model, batch = self._model, self._batch
         assert batch is not None
-        with torch.no_grad():
-            noise = torch.randn_like(batch.actions).mul_(model.target_policy_noise)
-            noise = noise.clamp_(-model.target_noise_clip, model.target_noise_clip)
-            next_actions = (model.actor_target(batch.next_observations) + noise).clamp_(-1, 1)
-            next_values = torch.cat(model.critic_target(batch.next_observations, next_actions), dim=1)
-            discounts = model.gamma if batch.discounts is None else batch.discounts
-            self._targets = batch.rewards + (1 - batch.dones) * discounts * next_values.amin(dim=1, keepdim=True)
+        self._targets = value_targets(model, batch)
         loss = self.critic_gradient()
         model.critic.optimizer.step()
         return loss
@@ -48,8 +42,7 @@ class AutogradUpdate:
         """Work out the critics' loss and its gradient, towards the targets of the last `critics`; returns the loss."""
         model, batch = self._model, self._batch
         assert batch is not None
-        values = model.critic(batch.observations, batch.actions)
-        loss = torch.stack([F.mse_loss(value, self._targets) for value in values]).sum()
+        loss = critic_loss(model, batch, self._targets)
         model.critic.optimizer.zero_grad()
         loss.backward()
         return loss.detach()
@@ -66,7 +59,7 @@ class AutogradUpdate:
         assert batch is not None
         # The critic only passes the gradient on here: it neither learns nor grows from the actor's loss.
         with model.critic_sparsifier.paused(), constant(model.critic.q_networks[0]):
-            loss = -model.critic.q1_forward(batch.observations, model.actor(batch.observations)).mean()
+            loss = actor_loss(model, batch)
             model.actor.optimizer.zero_grad()
             loss.backward()
         return loss.detach()
@@ -79,6 +72,30 @@ class AutogradUpdate:
                 torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), model.tau)
         polyak_update(model.critic_batch_norm_stats, model.critic_batch_norm_stats_target, 1.0)
         polyak_update(model.actor_batch_norm_stats, model.actor_batch_norm_stats_target, 1.0)
+
+
+@torch.no_grad()
+def value_targets(model: Any, batch: ReplayBufferSamples) -> Tensor:
+    """What the critics of a TD3 are to say of these transitions, (B, 1)."""
+    noise = torch.randn_like(batch.actions).mul_(model.target_policy_noise)
+    noise = noise.clamp_(-model.target_noise_clip, model.target_noise_clip)
+    next_actions = (model.actor_target(batch.next_observations) + noise).clamp_(-1, 1)
+    next_values = torch.cat(model.critic_target(batch.next_observations, next_actions), dim=1)
+    discounts = model.gamma if batch.discounts is None else batch.discounts
+    targets: Tensor = batch.rewards + (1 - batch.dones) * discounts * next_values.amin(dim=1, keepdim=True)
+    return targets
+
+
+def critic_loss(model: Any, batch: ReplayBufferSamples, targets: Tensor) -> Tensor:
+    """Squared errors of all critics, averaged over the batch and added up."""
+    values = model.critic(batch.observations, batch.actions)
+    return torch.stack([F.mse_loss(value, targets) for value in values]).sum()
+
+
+def actor_loss(model: Any, batch: ReplayBufferSamples) -> Tensor:
+    """Minus the first critic's mean value of what the actor would do."""
+    value: Tensor = model.critic.q1_forward(batch.observations, model.actor(batch.observations))
+    return -value.mean()
 
 
 @contextmanager

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
-import torch.nn.functional as F
 from stable_baselines3 import SAC
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
@@ -14,7 +12,7 @@ from torch.optim import Optimizer
 
 from agents.moving import Update
 from agents.policies import SparseSACPolicy
-from agents.sac_update import SACUpdate
+from agents.sac_update import SACUpdate, actor_loss, critic_loss, value_targets
 from agents.sparse import SparseAgent
 
 
@@ -59,16 +57,9 @@ class SparseSAC(SparseAgent, SAC):
         """The critics' loss and the actor's on these transitions, with networks and entropy coefficient as they are."""
         weight = self.ent_coef_tensor if self.log_ent_coef is None else self.log_ent_coef.detach().exp()
         actions, log_probabilities = self.actor.action_log_prob(batch.observations)
-        with torch.no_grad():
-            next_actions, next_log_probabilities = self.actor.action_log_prob(batch.next_observations)
-            next_values = torch.cat(self.critic_target(batch.next_observations, next_actions), dim=1)
-            soft = next_values.amin(dim=1, keepdim=True) - weight * next_log_probabilities[:, None]
-            discounts = self.gamma if batch.discounts is None else batch.discounts
-            targets = batch.rewards + (1 - batch.dones) * discounts * soft
-        values = self.critic(batch.observations, batch.actions)
-        critic_loss = 0.5 * torch.stack([F.mse_loss(value, targets) for value in values]).sum()
-        judged = torch.cat(self.critic(batch.observations, actions), dim=1).amin(dim=1)
-        return critic_loss, (weight * log_probabilities - judged).mean()
+        targets = value_targets(self, batch, weight)
+        of_actor = actor_loss(self, batch, actions, log_probabilities.reshape(-1, 1), weight)
+        return critic_loss(self, batch, targets), of_actor
 
     def _make_update(self, batch_size: int) -> Update:
         return SACUpdate(self, batch_size)

@@ -36,12 +36,7 @@ class SACUpdate:
         self._actions, log_probabilities = model.actor.action_log_prob(batch.observations)
         self._log_probabilities = log_probabilities.reshape(-1, 1)
         self._weight = self._entropy_coefficient()
-        with torch.no_grad():
-            next_actions, next_log_probabilities = model.actor.action_log_prob(batch.next_observations)
-            next_values = torch.cat(model.critic_target(batch.next_observations, next_actions), dim=1)
-            soft = next_values.amin(dim=1, keepdim=True) - self._weight * next_log_probabilities.reshape(-1, 1)
-            discounts = model.gamma if batch.discounts is None else batch.discounts
-            self._targets = batch.rewards + (1 - batch.dones) * discounts * soft
+        self._targets = value_targets(model, batch, self._weight)
         loss = self.critic_gradient()
         model.critic.optimizer.step()
         return loss
@@ -50,8 +45,7 @@ class SACUpdate:
         """Work out the critics' loss and its gradient, towards the targets of the last `critics`; returns the loss."""
         model, batch = self._model, self._batch
         assert batch is not None
-        values = model.critic(batch.observations, batch.actions)
-        loss = 0.5 * torch.stack([F.mse_loss(value, self._targets) for value in values]).sum()
+        loss = critic_loss(model, batch, self._targets)
         model.critic.optimizer.zero_grad()
         loss.backward()
         return loss.detach()
@@ -88,8 +82,7 @@ class SACUpdate:
         assert batch is not None
         # The critics only pass the gradient on here: they neither learn nor grow from the actor's loss.
         with model.critic_sparsifier.paused(), constant(*model.critic.q_networks):
-            values = torch.cat(model.critic(batch.observations, actions), dim=1)
-            loss = (self._weight * log_probabilities - values.amin(dim=1, keepdim=True)).mean()
+            loss = actor_loss(model, batch, actions, log_probabilities, self._weight)
             model.actor.optimizer.zero_grad()
             loss.backward()
         return loss.detach()
@@ -104,3 +97,28 @@ class SACUpdate:
             else:
                 torch._foreach_lerp_(target, online, model.tau)
         polyak_update(model.batch_norm_stats, model.batch_norm_stats_target, 1.0)
+
+
+@torch.no_grad()
+def value_targets(model: Any, batch: ReplayBufferSamples, weight: Tensor) -> Tensor:
+    """What the critics of a SAC with this entropy coefficient are to say of these transitions, (B, 1)."""
+    next_actions, next_log_probabilities = model.actor.action_log_prob(batch.next_observations)
+    next_values = torch.cat(model.critic_target(batch.next_observations, next_actions), dim=1)
+    soft = next_values.amin(dim=1, keepdim=True) - weight * next_log_probabilities.reshape(-1, 1)
+    discounts = model.gamma if batch.discounts is None else batch.discounts
+    targets: Tensor = batch.rewards + (1 - batch.dones) * discounts * soft
+    return targets
+
+
+def critic_loss(model: Any, batch: ReplayBufferSamples, targets: Tensor) -> Tensor:
+    """Half the squared errors of all critics, averaged over the batch and added up."""
+    values = model.critic(batch.observations, batch.actions)
+    return 0.5 * torch.stack([F.mse_loss(value, targets) for value in values]).sum()
+
+
+def actor_loss(
+    model: Any, batch: ReplayBufferSamples, actions: Tensor, log_probabilities: Tensor, weight: Tensor
+) -> Tensor:
+    """Of the actor's own actions, with their log-probabilities (B, 1): what entropy and the lowest critic say."""
+    values = torch.cat(model.critic(batch.observations, actions), dim=1)
+    return (weight * log_probabilities - values.amin(dim=1, keepdim=True)).mean()

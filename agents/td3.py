@@ -5,8 +5,6 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-import torch.nn.functional as F
 from stable_baselines3 import TD3
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
@@ -14,7 +12,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples, RolloutRe
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
-from agents.autograd_update import AutogradUpdate
+from agents.autograd_update import AutogradUpdate, actor_loss, critic_loss, value_targets
 from agents.collection import Array, PlainActor, collect, is_plain
 from agents.moving import Update
 from agents.policies import SparseTD3Policy
@@ -80,16 +78,7 @@ class SparseTD3(SparseAgent, TD3):
 
     def losses(self, batch: ReplayBufferSamples) -> tuple[Tensor, Tensor]:
         """The critics' loss and the actor's on these transitions, with the networks as they are."""
-        with torch.no_grad():
-            noise = torch.randn_like(batch.actions).mul_(self.target_policy_noise)
-            noise = noise.clamp_(-self.target_noise_clip, self.target_noise_clip)
-            next_actions = (self.actor_target(batch.next_observations) + noise).clamp_(-1, 1)
-            next_values = torch.cat(self.critic_target(batch.next_observations, next_actions), dim=1)
-            discounts = self.gamma if batch.discounts is None else batch.discounts
-            targets = batch.rewards + (1 - batch.dones) * discounts * next_values.amin(dim=1, keepdim=True)
-        values = self.critic(batch.observations, batch.actions)
-        critic_loss = torch.stack([F.mse_loss(value, targets) for value in values]).sum()
-        return critic_loss, -self.critic.q1_forward(batch.observations, self.actor(batch.observations)).mean()
+        return critic_loss(self, batch, value_targets(self, batch)), actor_loss(self, batch)
 
     def _make_update(self, batch_size: int) -> Update:
         """What computes an update: by hand where the networks are plain enough, else through autograd."""

@@ -48,7 +48,7 @@ def _sparsity(
     modules: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
         modules += [nn.Linear(fan_in, fan_out, device="meta"), nn.ReLU()]
-    modules[-1:] = [nn.Linear(*sizes[-2:], device="meta") for _ in range(1, heads)]
+    modules[-1:] = [nn.Linear(sizes[-2], sizes[-1], device="meta") for _ in range(1, heads)]
     network = nn.Sequential(*modules)  # named as SB3's where there is one head
     last = [str(len(modules) - head) for head in range(1, heads + 1)]
     dense = [each for item in dense for each in (last if item == "output" else [item])]
