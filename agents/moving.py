@@ -120,7 +120,7 @@ class MovingTopologies(OffPolicyAlgorithm):
             self._losses["critic_loss"] = update.critics()
             if policy_update:
                 self._losses["actor_loss"] = update.actor()
-            if self._move_connections(policy_update, update):
+            if self._move_connections(policy_update):
                 update = self._updater(batch_size)
             if self._n_updates % self.target_every == 0:
                 update.targets()
@@ -140,13 +140,13 @@ class MovingTopologies(OffPolicyAlgorithm):
             self._update = self._make_update(batch_size)
         return self._update
 
-    def _move_connections(self, policy_update: bool, update: Update) -> bool:
+    def _move_connections(self, policy_update: bool) -> bool:
         """Change the topologies where that is due; whether it was."""
         assert self.critic_sparsifier is not None
         assert self.actor_sparsifier is not None
         gradients: tuple[Any, Any] = (None, None)
         if self.needs_gradients_again:
-            again: Any = update
+            again: Any = self._update
             gradients = again.critic_gradient, again.actor_gradient
         changed = self.critic_sparsifier.step(policy_update, gradients[0])
         changed_actor = self.actor_sparsifier.step(policy_update, gradients[1])
