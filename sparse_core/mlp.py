@@ -11,10 +11,10 @@ from torch import nn
 
 from sparse_core.courses import starting_counts
 from sparse_core.distributions import Distribution, allocate
+from sparse_core.initial_topologies import Placing, draw, placing
 from sparse_core.layers import SparseLinear
 from sparse_core.maskings import MASKINGS
 from sparse_core.presets import PRESETS
-from sparse_core.topology import Topology
 
 
 class SparseMLP(nn.Sequential):
@@ -30,6 +30,7 @@ class SparseMLP(nn.Sequential):
         activation: between layers.
         output_activation: after the last one, if any.
         init: see `SparseLinear`.
+        initial_topology: where connections are at the start; see `sparsify`.
         generator: draws every layer's topology and weights in order.
         backend: see `SparseLinear`.
         device: see `SparseLinear`.
@@ -47,6 +48,7 @@ class SparseMLP(nn.Sequential):
         activation: Callable[[], nn.Module] = nn.ReLU,
         output_activation: Callable[[], nn.Module] | None = None,
         init: str = "torch",
+        initial_topology: str | Placing | None = None,
         generator: torch.Generator | None = None,
         backend: str = "gemm",
         device: torch.device | str | None = None,
@@ -60,6 +62,8 @@ class SparseMLP(nn.Sequential):
         kept = set(range(len(shapes))) if sparsity == 0 else dense_indices(dense, names)
         method = PRESETS[topology]
         distribution = method.distribution if distribution is None else distribution
+        initial = initial_topology or method.initial_topology
+        placing(initial)
         counts = starting_counts(shapes, sparsity, method, distribution, kept)
         falls = bool(sparsity) and method.begins_wider
         masking = method.rule(method.masking, MASKINGS)
@@ -69,7 +73,7 @@ class SparseMLP(nn.Sequential):
             if count == fan_in * fan_out and (index in kept or not falls):
                 modules.append(_dense_linear(fan_in, fan_out, generator, device, dtype))
             else:
-                connections = Topology.random((fan_out, fan_in), count, generator)
+                connections = draw(initial, (fan_out, fan_in), count, generator)
                 layer = SparseLinear(
                     fan_in, fan_out, topology=connections, init=init, generator=generator, backend=backend,
                     device=device, dtype=dtype,
