@@ -10,6 +10,7 @@ loss.backward(); optimizer.step(); sparsifier.step()
 """
 
 from sparse_core import methods  # noqa: F401  # registers every method; after what they are made of
+from sparse_core.activations import AllReLU
 from sparse_core.adam import Adam
 from sparse_core.backends import BACKENDS
 from sparse_core.birth import BIRTHS, birth
@@ -59,6 +60,7 @@ __all__ = [
     "SCHEDULES",
     "STEP_RULES",
     "Adam",
+    "AllReLU",
     "Constraint",
     "Correlated",
     "Every",

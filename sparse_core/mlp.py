@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from sparse_core.activations import Factory, made
 from sparse_core.courses import starting_counts
 from sparse_core.distributions import Distribution, allocate
 from sparse_core.initial_topologies import Placing, draw, placing
@@ -27,7 +28,8 @@ class SparseMLP(nn.Sequential):
         topology: the method that will move its connections; see `sparsify`.
         distribution: how the connections are shared out (see `allocate`); the method's own by default.
         dense: layers kept dense: `"input"`, `"output"` or indices.
-        activation: between layers.
+        activation: makes the activation between layers; one that wants an argument, as `AllReLU`, is given the number
+            of the hidden layer, from 0.
         output_activation: after the last one, if any.
         init: see `SparseLinear`.
         initial_topology: where connections are at the start; see `sparsify`.
@@ -45,7 +47,7 @@ class SparseMLP(nn.Sequential):
         topology: str = "static",
         distribution: str | Distribution | None = None,
         dense: str | Sequence[str | int] = "output",
-        activation: Callable[[], nn.Module] = nn.ReLU,
+        activation: Factory = nn.ReLU,
         output_activation: Callable[[], nn.Module] | None = None,
         init: str = "torch",
         initial_topology: str | Placing | None = None,
@@ -80,10 +82,10 @@ class SparseMLP(nn.Sequential):
                 )  # fmt: skip
                 layer.masking = None if masking is None else masking.choose(layer, active[index])
                 modules.append(layer)
-            last = index == len(shapes) - 1
-            closing = output_activation if last else activation
-            if closing is not None:
-                modules.append(closing())
+            if index < len(shapes) - 1:
+                modules.append(made(activation, index))
+            elif output_activation is not None:
+                modules.append(output_activation())
         super().__init__(*modules)
 
 
