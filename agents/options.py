@@ -12,6 +12,7 @@ from torch import nn
 
 from sparse_core import BACKENDS, INITIALISATIONS, PRESETS, SCHEDULES, Preset, SparseLinear, Topology
 from sparse_core.distributions import check_sparsity, fixes_total, repeated
+from sparse_core.initial_topologies import placing
 
 NORMS = ("none", "layer")
 
@@ -37,6 +38,7 @@ class SparseOptions:
     topologies: Mapping[str, Topology] | None = None
     norm: str = "none"  # the default is that of agents that were saved before there was a choice
     input: float | None = None
+    initial_topology: str = "random"
 
     @classmethod
     def resolve(
@@ -59,6 +61,7 @@ class SparseOptions:
         topologies: Mapping[str, Topology] | None = None,
         norm: str = "none",
         input_sparsity: float | None = None,
+        initial_topology: str | None = None,
     ) -> SparseOptions:
         """The options with defaults filled in, or a `ValueError` that says what is wrong."""
         preset = PRESETS[topology]
@@ -83,6 +86,7 @@ class SparseOptions:
             period if period is not None else 1 if preset.each_step else 1_000, schedule or preset.schedule,
             preset.stop if stop is None else stop, capture_batches, total_updates,
             dict(backend) if isinstance(backend, Mapping) else backend, topologies, norm, input_sparsity,
+            initial_topology or preset.initial_topology,
         )  # fmt: skip
         options.check()
         return options
@@ -91,6 +95,7 @@ class SparseOptions:
         """Raise a `ValueError` for a name that is not known or a number out of range."""
         fixes_total(self.distribution)
         INITIALISATIONS[self.init]
+        placing(self.initial_topology)
         SCHEDULES[self.schedule]
         for backend in self.backend.values() if isinstance(self.backend, Mapping) else [self.backend]:
             BACKENDS[backend]
@@ -119,7 +124,7 @@ class SparseOptions:
         return dict(
             actor=self.actor, critic=self.critic, distribution=self.distribution, dense=list(self.dense),
             init=self.init, backend=self.backend, norm=self.norm, seed=seed, topologies=self.topologies,
-            topology=self.topology, input=self.input,
+            topology=self.topology, input=self.input, initial_topology=self.initial_topology,
         )  # fmt: skip
 
     def sparsifier(

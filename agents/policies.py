@@ -23,9 +23,9 @@ class SparsePolicy(BasePolicy):
     Args:
         *args: as in SB3's own policy.
         sparse: `actor` and `critic` (sparsity of the actor and of each critic), `distribution`, `dense`,
-            `init`, `backend` (a name, or one for every sparse layer by the layer's), `norm` ("none" or "layer"),
-            `seed` of the initial topologies, and `topologies`, by the layer's name, instead of drawn ones; None for
-            dense networks.
+            `init`, `initial_topology`, `backend` (a name, or one for every sparse layer by the layer's), `norm` ("none"
+            or "layer"), `seed` of the initial topologies, and `topologies`, by the layer's name, instead of drawn ones;
+            None for dense networks.
         optimizer_class: Adam with per-connection age by default.
         **kwargs: as in SB3's own policy.
     """
@@ -92,7 +92,7 @@ class SparsePolicy(BasePolicy):
         self, network: nn.Module, sparsity: float, stream: str, prefix: str, outputs: Sequence[str] = ("output",)
     ) -> None:
         """Make a network sparse, its topology drawn from `stream`; names below `prefix`, `outputs` its last layers."""
-        known = ("topology", "distribution", "dense", "init", "backend")
+        known = ("topology", "distribution", "dense", "init", "initial_topology", "backend")
         options: dict[str, Any] = {key: self.sparse[key] for key in known if key in self.sparse}
         dense = options.get("dense", ["output"])
         dense = [dense] if isinstance(dense, str | int) else dense

@@ -56,6 +56,8 @@ class SparseAgent(MovingTopologies):
             `post_linear_modules`: `actor.mu.3` is the second linear layer. `"none"`, the default, leaves it out.
         input_sparsity: share of connections left out in the first layer of actor and critics, every other layer being
             dense (ANF, arXiv:2302.06548); instead of `sparsity`.
+        initial_topology: where connections are at the start, a name from `sparse_core.INITIAL_TOPOLOGIES` that reads no
+            inputs; the topology's own by default, which is `"random"`.
         **kwargs: as in SB3.
 
     Raises:
@@ -89,6 +91,7 @@ class SparseAgent(MovingTopologies):
         backend: str | Mapping[str, str] = "auto",
         norm: str = "none",
         input_sparsity: float | None = None,
+        initial_topology: str | None = None,
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -97,7 +100,7 @@ class SparseAgent(MovingTopologies):
             distribution=distribution, dense=(dense,) if isinstance(dense, (str, int)) else tuple(dense), init=init,
             drop_fraction=drop_fraction, period=period, schedule=schedule, stop=stop,
             capture_batches=capture_batches, total_updates=total_updates, backend=backend, topologies=topologies,
-            norm=norm, input_sparsity=input_sparsity,
+            norm=norm, input_sparsity=input_sparsity, initial_topology=initial_topology,
         )  # fmt: skip
         if PRESETS[topology].given and topologies is None and _init_setup_model:
             raise ValueError(

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 HEADS = ("full", "current")
 
-_OF_SPARSE_LEARNERS = {"channels", "norm", "isolation", "policy"}
+_OF_SPARSE_LEARNERS = {"channels", "norm", "isolation", "policy", "initial_topology"}
 
 
 class HeadLoss(nn.Module):
@@ -182,8 +182,8 @@ def check_choices(setup: Setup, *taken: str, **options: Any) -> dict[str, Any]:
 
     Args:
         setup: what was chosen.
-        taken: which of the setup's choices the strategy has, of epochs, batch_size, optimizer, learning_rate, head
-            and memory.
+        taken: which of the setup's choices the strategy has, of epochs, batch_size, optimizer, learning_rate, head,
+            memory and initial_topology.
         **options: its own options and their defaults.
     """
     optional = {"epochs", "batch_size", "optimizer", "learning_rate", "head", "memory"} | _OF_SPARSE_LEARNERS

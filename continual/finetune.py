@@ -167,7 +167,14 @@ class SparseFinetune(SparseEpochs, InMemory, SupervisedTemplate):
 
 
 def sparse_network(
-    inputs: int, hidden: Sequence[int], units: int, connections: int, seed: int, backend: str, topology: str = "static"
+    inputs: int,
+    hidden: Sequence[int],
+    units: int,
+    connections: int,
+    seed: int,
+    backend: str,
+    topology: str = "static",
+    initial_topology: str | None = None,
 ) -> nn.Module:
     """A sparse perceptron of samples (B, …) with so many weights that multiply, for a method of `PRESETS`."""
     sizes = [inputs, *hidden, units]
@@ -175,5 +182,6 @@ def sparse_network(
     network = SparseMLP(
         sizes, sparsity=max(0.0, 1 - connections / cells), topology=topology if PRESETS[topology].masking else "static",
         generator=generators(seed, "network")["network"], backend=backend,
+        initial_topology=initial_topology,
     )  # fmt: skip
     return nn.Sequential(nn.Flatten(), network)

@@ -96,6 +96,8 @@ class Setup:
     policy: str | None = None
     memory: int | None = None
     """Images a class that a rehearsal method may keep."""
+    initial_topology: str | None = None
+    """Where the connections of one network for all tasks are at the start."""
     device: str = "cpu"
     backend: str = "csr"
     plugins: tuple[Any, ...] = ()

@@ -53,6 +53,8 @@ class SpaceNet(SubspaceStrategy):
         unknown = [name for name in setup.options if name not in known]
         if unknown:
             raise ValueError(f"unknown option {unknown[0]!r}; this strategy's options: {', '.join(sorted(known))}")
+        if setup.initial_topology is not None:
+            raise NoChoice(["initial_topology"], "every task's connections are its own plan's")
         if setup.memory is not None and "memory" not in known:
             raise NoChoice(["memory"], "it stores no images")
         if setup.memory is not None and "memory" not in chosen:

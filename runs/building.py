@@ -76,6 +76,7 @@ def _build(
         dense=settings.dense,
         input_sparsity=settings.input_sparsity,
         init=settings.init,
+        initial_topology=settings.initial_topology,
         norm=settings.norm,
         drop_fraction=settings.drop_fraction,
         period=settings.period,

@@ -36,6 +36,8 @@ class AgentFlags:
     """Layers kept dense, comma list of input, output, numbers; none for no layer. Default: output."""
     init: Annotated[str | None, left_out("NAME", "(default: the topology's)")] = None
     """Initial weights: torch, or fan-in (scaled for each neuron's actual inputs)."""
+    initial_topology: Annotated[str | None, left_out("NAME", "(default: the topology's)")] = None
+    """Where connections are at the start (`sparse-agents list initial-topologies`), options and all: brf:r=0.2."""
     drop_fraction: Annotated[float | None, left_out("FLOAT", TOPOLOGY)] = None
     """Share of each layer's connections replaced at a change, in [0, 1]."""
     schedule: Annotated[str | None, left_out("NAME", TOPOLOGY)] = None
@@ -112,6 +114,8 @@ class LearnerFlags:
     """When a task does not fit any more: error, shrink (take what is free), reclaim (take from earlier tasks)."""
     memory: Annotated[int | None, left_out("INT", STRATEGY)] = None
     """Images a class that a rehearsal method keeps."""
+    initial_topology: Annotated[str | None, left_out("NAME", STRATEGY)] = None
+    """Where the connections of sparse-finetune are at the start (`sparse-agents list initial-topologies`)."""
     data_root: Annotated[Path | None, left_out("PATH")] = None
     """Folder of the image sets; what is missing is downloaded to it. Default: SPARSE_AGENTS_DATA, else one in the
     user's cache."""

@@ -47,6 +47,12 @@ def _distributions() -> dict[str, str]:
     return {name: _first_line(rule.choose) for name, rule in DISTRIBUTIONS.items()}
 
 
+def _initial_topologies() -> dict[str, str]:
+    from sparse_core import INITIAL_TOPOLOGIES
+
+    return {name: _first_line(rule.choose) for name, rule in INITIAL_TOPOLOGIES.items()}
+
+
 def _backends() -> dict[str, str]:
     from sparse_core import BACKENDS
 
@@ -94,6 +100,7 @@ TABLES: Mapping[str, Callable[[], dict[str, str]]] = {
     "drop": _drop,
     "grow": _grow,
     "distributions": _distributions,
+    "initial-topologies": _initial_topologies,
     "backends": _backends,
     "envs": _envs,
     "presets": _presets,

@@ -128,7 +128,8 @@ class Export:
 
 
 Kind = Literal[
-    "algos", "topologies", "drop", "grow", "distributions", "backends", "envs", "presets", "strategies", "benchmarks"
+    "algos", "topologies", "drop", "grow", "distributions", "initial-topologies", "backends", "envs", "presets",
+    "strategies", "benchmarks",
 ]  # fmt: skip
 
 

@@ -63,6 +63,7 @@ class Settings:
     noise_features: float
     permute_features_every: int | None
     input_sparsity: float | None
+    initial_topology: str
 
     @classmethod
     def resolve(cls, options: Train) -> Settings:
@@ -94,6 +95,7 @@ class Settings:
             total_updates=None,
             backend=options.backend,
             input_sparsity=inputs,
+            initial_topology=options.initial_topology,
         )
         hidden = parse_list(options.hidden, "hidden", ",".join(map(str, preset.hidden)))
         if not hidden or not all(isinstance(width, int) and width > 0 for width in hidden):
@@ -124,7 +126,7 @@ class Settings:
             threads=options.threads,
             checkpoint_every=options.checkpoint_every, norm=options.norm, final_episodes=options.final_episodes,
             noise_features=options.noise_features, permute_features_every=options.permute_features_every,
-            input_sparsity=inputs,
+            input_sparsity=inputs, initial_topology=sparse.initial_topology,
             topology_from=None if options.topology_from is None else str(options.topology_from.expanduser().absolute()),
             **{name: chosen(name) for name in _FROM_PRESET},
         )  # fmt: skip
@@ -185,7 +187,7 @@ class Settings:
 
 _LATER = {
     "norm": "none", "final_episodes": 0, "topology_from": None, "noise_features": 0.0, "permute_features_every": None,
-    "input_sparsity": None, "ent_coef": None, "target_update_interval": 1,
+    "input_sparsity": None, "ent_coef": None, "target_update_interval": 1, "initial_topology": "random",
 }  # fmt: skip
 """Settings that runs of earlier versions do not have, with what held then."""
 

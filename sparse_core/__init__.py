@@ -10,10 +10,12 @@ loss.backward(); optimizer.step(); sparsifier.step()
 """
 
 from sparse_core import methods  # noqa: F401  # registers every method; after what they are made of
+from sparse_core.activations import AllReLU
 from sparse_core.adam import Adam
 from sparse_core.backends import BACKENDS
 from sparse_core.birth import BIRTHS, birth
 from sparse_core.conv import SparseConv2d
+from sparse_core.correlated import Correlated
 from sparse_core.courses import COURSES, course
 from sparse_core.crossover import settle
 from sparse_core.distributions import DISTRIBUTIONS, allocate, distribution
@@ -21,6 +23,7 @@ from sparse_core.draws import generators
 from sparse_core.drop import DROP_RULES, drop_rule
 from sparse_core.fixed_totals import density_of_epsilon, epsilon_of_density
 from sparse_core.grow import GROW_RULES, grow_rule
+from sparse_core.initial_topologies import INITIAL_TOPOLOGIES, initial_topology
 from sparse_core.initialisation import INITIALISATIONS
 from sparse_core.layers import SparseLinear, sparse_layers
 from sparse_core.mlp import SparseMLP
@@ -51,12 +54,15 @@ __all__ = [
     "DROP_RULES",
     "GROW_RULES",
     "INITIALISATIONS",
+    "INITIAL_TOPOLOGIES",
     "PRESETS",
     "REDISTRIBUTIONS",
     "SCHEDULES",
     "STEP_RULES",
     "Adam",
+    "AllReLU",
     "Constraint",
+    "Correlated",
     "Every",
     "LayerView",
     "NetworkDistance",
@@ -84,6 +90,7 @@ __all__ = [
     "gradient_flow",
     "grow_rule",
     "in_time_overparameterisation",
+    "initial_topology",
     "network_distance",
     "plan",
     "redistribution",

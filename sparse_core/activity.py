@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import activation
 
+from sparse_core.activations import AllReLU
 from sparse_core.layers import SparseLinear
 
 _WEIGHTED = (SparseLinear, nn.Linear, nn.modules.conv._ConvNd)
@@ -56,7 +57,7 @@ def activities(model: nn.Module) -> dict[str, Callable[[Tensor], Tensor]]:
         for _, other in modules[index + 1 :]:
             if isinstance(other, _WEIGHTED):
                 break
-            if type(other).__module__ == activation.__name__ or isinstance(other, _SHAPING):
+            if type(other).__module__ == activation.__name__ or isinstance(other, (*_SHAPING, AllReLU)):
                 following.append(other)
         if not following and index != last:
             following = [nn.ReLU()]

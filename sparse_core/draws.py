@@ -43,6 +43,33 @@ def sample_distinct(population: int, count: int, generator: torch.Generator) -> 
     return drawn
 
 
+def distinct_in_rows(counts: Tensor, populations: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """For every row r, `counts[r]` distinct integers of 0 … populations[r]-1, uniform over all such sets.
+
+    Args:
+        counts: how many of each row (rows,), int64.
+        populations: out of how many (rows,), int64.
+        generator: draws them; time and memory are O(Σ counts), as in `sample_distinct`.
+
+    Returns:
+        The row and the integer of each, (Σ counts,) int64, ordered by row, then by integer.
+    """
+    rows, width = torch.arange(len(counts)), max(1, int(populations.max()))
+    absent = 2 * counts > populations  # draws those that are left out
+    wanted = torch.where(absent, populations - counts, counts)
+    drawn = torch.empty(0, dtype=torch.int64)
+    while bool((missing := wanted - torch.bincount(drawn // width, minlength=len(counts))).any()):
+        row = rows.repeat_interleave(missing)
+        places = (torch.rand(len(row), generator=generator, dtype=torch.float64) * populations[row]).long()
+        more = (row * width + places).unique()
+        drawn = torch.cat([drawn, more[~among(more, drawn)]]).sort().values
+    row = rows[absent].repeat_interleave(populations[absent])
+    begun = (populations[absent].cumsum(0) - populations[absent]).repeat_interleave(populations[absent])
+    others = row * width + torch.arange(len(row)) - begun
+    kept = torch.cat([drawn[~absent[drawn // width]], others[~among(others, drawn)]]).sort().values
+    return kept // width, kept % width
+
+
 def among(wanted: Tensor, ascending: Tensor) -> Tensor:
     """Which of `wanted` are in `ascending`: as `torch.isin`, several times faster since one side is sorted."""
     if not ascending.numel():

@@ -9,12 +9,13 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from sparse_core.activations import Factory, made
 from sparse_core.courses import starting_counts
 from sparse_core.distributions import Distribution, allocate
+from sparse_core.initial_topologies import Placing, draw, placing
 from sparse_core.layers import SparseLinear
 from sparse_core.maskings import MASKINGS
 from sparse_core.presets import PRESETS
-from sparse_core.topology import Topology
 
 
 class SparseMLP(nn.Sequential):
@@ -27,9 +28,11 @@ class SparseMLP(nn.Sequential):
         topology: the method that will move its connections; see `sparsify`.
         distribution: how the connections are shared out (see `allocate`); the method's own by default.
         dense: layers kept dense: `"input"`, `"output"` or indices.
-        activation: between layers.
+        activation: makes the activation between layers; one that wants an argument, as `AllReLU`, is given the number
+            of the hidden layer, from 0.
         output_activation: after the last one, if any.
         init: see `SparseLinear`.
+        initial_topology: where connections are at the start; see `sparsify`.
         generator: draws every layer's topology and weights in order.
         backend: see `SparseLinear`.
         device: see `SparseLinear`.
@@ -44,9 +47,10 @@ class SparseMLP(nn.Sequential):
         topology: str = "static",
         distribution: str | Distribution | None = None,
         dense: str | Sequence[str | int] = "output",
-        activation: Callable[[], nn.Module] = nn.ReLU,
+        activation: Factory = nn.ReLU,
         output_activation: Callable[[], nn.Module] | None = None,
         init: str = "torch",
+        initial_topology: str | Placing | None = None,
         generator: torch.Generator | None = None,
         backend: str = "gemm",
         device: torch.device | str | None = None,
@@ -60,6 +64,8 @@ class SparseMLP(nn.Sequential):
         kept = set(range(len(shapes))) if sparsity == 0 else dense_indices(dense, names)
         method = PRESETS[topology]
         distribution = method.distribution if distribution is None else distribution
+        initial = initial_topology or method.initial_topology
+        placing(initial)
         counts = starting_counts(shapes, sparsity, method, distribution, kept)
         falls = bool(sparsity) and method.begins_wider
         masking = method.rule(method.masking, MASKINGS)
@@ -69,17 +75,17 @@ class SparseMLP(nn.Sequential):
             if count == fan_in * fan_out and (index in kept or not falls):
                 modules.append(_dense_linear(fan_in, fan_out, generator, device, dtype))
             else:
-                connections = Topology.random((fan_out, fan_in), count, generator)
+                connections = draw(initial, (fan_out, fan_in), count, generator)
                 layer = SparseLinear(
                     fan_in, fan_out, topology=connections, init=init, generator=generator, backend=backend,
                     device=device, dtype=dtype,
                 )  # fmt: skip
                 layer.masking = None if masking is None else masking.choose(layer, active[index])
                 modules.append(layer)
-            last = index == len(shapes) - 1
-            closing = output_activation if last else activation
-            if closing is not None:
-                modules.append(closing())
+            if index < len(shapes) - 1:
+                modules.append(made(activation, index))
+            elif output_activation is not None:
+                modules.append(output_activation())
         super().__init__(*modules)
 
 

@@ -36,6 +36,8 @@ class Preset:
     regrow: Regrow = "no"
     distribution: str = "erk"
     init: str = "torch"
+    initial_topology: str = "random"
+    """Where connections are at the start, a name from `INITIAL_TOPOLOGIES`."""
     dense: bool = False
     """The dense baseline: a sparsity other than zero is an error."""
     given: bool = False

@@ -15,8 +15,10 @@ import torch
 from torch import nn
 
 from sparse_core.conv import SparseConv2d, Unit, reason_against
+from sparse_core.correlated import Correlated
 from sparse_core.courses import starting_counts
 from sparse_core.distributions import Distribution, allocate
+from sparse_core.initial_topologies import Placing, draw, placing
 from sparse_core.layers import SparseLinear, sparse_layers
 from sparse_core.maskings import MASKINGS
 from sparse_core.mlp import dense_indices
@@ -59,6 +61,7 @@ def sparsify(
     dense: str | Sequence[str | int] = "output",
     conv_unit: Unit = "weight",
     init: str = "torch",
+    initial_topology: str | Placing | None = None,
     generator: torch.Generator | None = None,
     topologies: Mapping[str, Topology] | None = None,
     backend: str = "gemm",
@@ -82,6 +85,9 @@ def sparsify(
         conv_unit: what a connection of a convolution is, `"weight"` or `"kernel"` (see `SparseConv2d`). Kernels come
             whole: where no other layer can make up for it, the total is off by at most half a kernel.
         init: `"torch"` keeps the weights as they are, `"fan-in"` scales them for the actual fan-in.
+        initial_topology: where connections are at the start, a name from `INITIAL_TOPOLOGIES` with options
+            (`"small-world:beta=0.2"`), a `Correlated(inputs)`, or a function (shape, count, generator) -> positions;
+            the method's own by default, which is `"random"` for all.
         generator: draws the topologies, layer by layer; torch's global one by default.
         topologies: by layer name, of every layer that becomes sparse, instead of drawn ones; of the counts that
             `sparsity` and `distribution` give.
@@ -95,21 +101,23 @@ def sparsify(
     """
     chosen = plan(
         model, sparsity, topology=topology, distribution=distribution, include=include, exclude=exclude, dense=dense,
-        conv_unit=conv_unit,
+        conv_unit=conv_unit, initial_topology=initial_topology if topologies is None else None,
     )  # fmt: skip
+    initial = initial_topology or PRESETS[topology].initial_topology
     generator = torch.default_generator if generator is None else generator
     method = PRESETS[topology]
     masking = method.rule(method.masking, MASKINGS)
     wanted = _wanted(model, chosen, full=sparsity != 0 and method.begins_wider)
-    if topologies is not None:
+    if topologies is None:
+        topologies = {name: draw(initial, shape, count, generator) for name, (shape, count) in wanted.items()}
+    else:
         _check_topologies(topologies, wanted)
     for name, reason in chosen.skipped.items():
         logger.info("%s stays dense: %s", name or "the model", reason)
-    for name, (shape, count) in wanted.items():
+    for name in wanted:
         dense_layer = model.get_submodule(name)
         assert isinstance(dense_layer, nn.Linear | nn.Conv2d)
-        connections = Topology.random(shape, count, generator) if topologies is None else topologies[name]
-        layer = _sparse(dense_layer, connections, conv_unit, init, backend)
+        layer = _sparse(dense_layer, topologies[name], conv_unit, init, backend)
         layer.masking = None if masking is None else masking.choose(layer, chosen.multiplied[name])
         if not name:
             return layer
@@ -165,6 +173,7 @@ def plan(
     exclude: str | Sequence[str] = (),
     dense: str | Sequence[str | int] = "output",
     conv_unit: Unit = "weight",
+    initial_topology: str | Placing | None = None,
 ) -> Plan:
     """What `sparsify` would do with these arguments, without doing it."""
     method = PRESETS[topology]
@@ -175,6 +184,7 @@ def plan(
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     skipped = _skipped(model, layers, include, exclude, dense if sparsity != 0 else ())
     chosen = [name for name in layers if name not in skipped]
+    _check_initial(initial_topology or method.initial_topology, [layers[name] for name in chosen])
     shapes: list[tuple[int, ...]] = [tuple(layers[name].weight.shape) for name in chosen]
     own = {id(layers[name].weight) for name in chosen}
     others = [tuple(p.shape) for p in model.parameters() if p.dim() >= 2 and id(p) not in own]
@@ -218,6 +228,15 @@ def _skipped(
         if reason:
             skipped[name] = reason
     return skipped
+
+
+def _check_initial(initial: str | Placing, layers: Sequence[nn.Module]) -> None:
+    placing(initial)
+    if isinstance(initial, Correlated) and any(isinstance(layer, nn.Conv2d) for layer in layers):
+        raise ValueError(
+            "`Correlated` places connections of linear layers only; exclude the convolutions, or take another initial "
+            "topology for the model"
+        )
 
 
 def _kernel_sizes(shapes: Mapping[str, tuple[int, ...]], conv_unit: Unit) -> dict[str, int]:

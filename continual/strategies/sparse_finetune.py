@@ -11,13 +11,14 @@ from continual.options import Sizes
 
 def build(setup: Setup) -> SparseFinetune:
     """The learner for a benchmark; `options` may name another `topology` (rigl, static)."""
-    options = check_choices(setup, *SGD_CHOICES, topology="set", drop_fraction=0.2)
+    options = check_choices(setup, *SGD_CHOICES, "initial_topology", topology="set", drop_fraction=0.2)
     labels = setup.benchmark.classes
     shapes = [*SubspaceNetwork(setup.inputs, setup.hidden, labels).shapes.values()]
     connections = setup.tasks * sum(Sizes.fitting(shapes, setup.classes_per_task, setup.tasks).connections)
     network = sparse_network(
-        setup.inputs, setup.hidden, labels, connections, setup.seed, setup.backend, options["topology"]
-    )
+        setup.inputs, setup.hidden, labels, connections, setup.seed, setup.backend, options["topology"],
+        setup.initial_topology,
+    )  # fmt: skip
     return SparseFinetune(
         model=network, optimizer=setup.make_optimizer(network.parameters(), "sgd", 0.01), device=setup.device,
         plugins=list(setup.plugins), evaluator=setup.evaluator, seed=setup.seed,

@@ -38,8 +38,8 @@ class _EpochEnds(SupervisedPlugin):  # type: ignore[misc]
 
 
 _CHOSEN = (
-    "norm", "epochs", "batch_size", "optimizer", "learning_rate", "isolation", "head", "policy", "memory", "device",
-    "backend",
+    "norm", "epochs", "batch_size", "optimizer", "learning_rate", "isolation", "head", "policy", "memory",
+    "initial_topology", "device", "backend",
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from runs.seeds import parse_seeds
 from runs.values import check_device, check_threads, parse_list, settings_in
 from sparse_core import BACKENDS
 from sparse_core.crossover import AUTO
+from sparse_core.initial_topologies import placing
 
 FORMAT = "sparse-agents-continual"
 VERSION = 1
@@ -43,6 +44,7 @@ class Settings:
     learning_rate: float | None
     policy: str | None
     memory: int | None
+    initial_topology: str | None
     data_root: str | None
     joint: str | None
     device: str
@@ -70,7 +72,7 @@ class Settings:
     @classmethod
     def from_config(cls, config: dict[str, Any], where: str) -> Settings:
         """The settings in a `config.json`, or a `UserError` for a damaged or foreign one."""
-        settings = cls(**settings_in(config, where, "continual run", (FORMAT, VERSION), get_type_hints(cls)))
+        settings = cls(**settings_in(config, where, "continual run", (FORMAT, VERSION), get_type_hints(cls), _LATER))
         settings.check()
         return settings
 
@@ -104,6 +106,8 @@ class Settings:
         choices = {
             "optimizer": tuple(OPTIMIZERS), "policy": POLICIES, "isolation": ("shared", "strict"), "norm": NORMS,
         }  # fmt: skip
+        if self.initial_topology is not None:
+            placing(self.initial_topology)
         for name, known in choices.items():
             if getattr(self, name) not in (None, *known):
                 raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}")
@@ -117,7 +121,18 @@ class Settings:
         return {name: value for name, value in self.as_dict().items() if name not in _MACHINE}
 
 
-_GIVEN = ("epochs", "batch_size", "isolation", "head", "optimizer", "learning_rate", "policy", "memory")
+_GIVEN = (
+    "epochs",
+    "batch_size",
+    "isolation",
+    "head",
+    "optimizer",
+    "learning_rate",
+    "policy",
+    "memory",
+    "initial_topology",
+)
+_LATER: dict[str, Any] = {"initial_topology": None}
 
 
 def default_directory(settings: Settings) -> Path:

@@ -25,6 +25,7 @@ from runs.methods.training import SMALL_DENSE, Task, Training, train
 from runs.seeds import parse_seeds
 from sparse_core import PRESETS
 from sparse_core.distributions import check_sparsity
+from sparse_core.initial_topologies import placing
 
 FORMAT, VERSION = "sparse-agents methods run", 1
 IMAGES = {"digits": DIGITS, "mnist": MNIST}
@@ -77,7 +78,11 @@ def _training(options: Methods) -> Training:
     for name in ("epochs", "batch_size", "threads"):
         if getattr(options, name) < 1:
             raise ValueError(f"`{name}` must be at least 1, got {getattr(options, name)}")
-    return Training(hidden, options.epochs, options.batch_size, options.learning_rate, options.target)
+    if options.initial_topology not in (None, "correlated"):  # for that one there are images
+        placing(options.initial_topology)
+    return Training(
+        hidden, options.epochs, options.batch_size, options.learning_rate, options.target, options.initial_topology
+    )
 
 
 def _jobs(options: Methods) -> Iterator[Job]:
@@ -132,7 +137,8 @@ def _written(path: Path, job: Job, options: Methods, training: Training, result:
 
 
 def _plain(training: Training) -> dict[str, Any]:
-    return {**asdict(training), "hidden": list(training.hidden)}
+    plain = {**asdict(training), "hidden": list(training.hidden)}
+    return {name: value for name, value in plain.items() if value is not None}
 
 
 def _task(images: ImageSet) -> Task:

@@ -32,6 +32,8 @@ class Methods:
     """Images in a mini-batch."""
     learning_rate: float = 1e-3
     """Of Adam with an age per connection."""
+    initial_topology: Annotated[str | None, left_out("NAME", "(default: each topology's)")] = None
+    """Where connections are at the start (`sparse-agents list initial-topologies`), correlated included."""
     target: float = 0.97
     """Accuracy on validation images that `time to` is measured to, looked at four times an epoch."""
     threads: int = 1

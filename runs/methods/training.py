@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runs.small_dense import weights_of
-from sparse_core import PRESETS, Adam, SparseMLP, Sparsifier, generators, meters, settle, sparse_layers
+from sparse_core import PRESETS, Adam, Correlated, SparseMLP, Sparsifier, generators, meters, settle, sparse_layers
 
 SMALL_DENSE = "small-dense"
 LOOKS = 4  # looks at validation images an epoch
@@ -38,6 +38,7 @@ class Training:
     batch_size: int
     learning_rate: float
     target: float
+    initial_topology: str | None = None
 
 
 def train(
@@ -98,7 +99,10 @@ def _network(task: Task, training: Training, topology: str, sparsity: float, dra
         ]
     if topology in (SMALL_DENSE, "dense"):
         return SparseMLP(sizes, sparsity=0.0, generator=draws)
-    return SparseMLP(sizes, sparsity=sparsity, topology=topology, dense=(), generator=draws)
+    initial = Correlated(task.train[0]) if training.initial_topology == "correlated" else training.initial_topology
+    return SparseMLP(
+        sizes, sparsity=sparsity, topology=topology, dense=(), initial_topology=initial, generator=draws
+    )  # fmt: skip
 
 
 def _narrow(hidden: tuple[int, ...], count: Callable[[list[int]], int], wanted: float) -> list[int]:

@@ -60,6 +60,9 @@ HIDDEN = "every hidden layer must be at least 1 wide"
         (dict(dense=("input", 7)), "`dense` names no layer with 7"),
         (dict(sparsity=0.99), "`sparsity` 0.99 cannot be met"),
         (dict(distribution="counts:9,9", sparsity=0.5), "distribution 'counts:9,9' fixes the number of connections"),
+        (dict(initial_topology="random-graph"), "no initial topology called 'random-graph'; did you mean 'random'?"),
+        (dict(initial_topology="brf:r=2"), "option 'r' of initial topology 'brf' must be in [0, 1], got 2"),
+        (dict(initial_topology="correlated"), "initial topology 'correlated' reads inputs, which are not known here"),
         (dict(distribution="er:1"), "must give one positive factor for each of the 2 sparse layers"),
     ],
 )
@@ -150,7 +153,7 @@ def resolve(**given: Any) -> SparseOptions:
 @pytest.mark.parametrize("name", [*PRESETS])
 def test_defaults_are_the_topologys_own(name: str) -> None:
     preset, options = PRESETS[name], resolve(topology=name)
-    own = ("distribution", "init", "drop_fraction", "schedule", "stop")
+    own = ("distribution", "init", "initial_topology", "drop_fraction", "schedule", "stop")
     assert [getattr(options, each) for each in own] == [getattr(preset, each) for each in own]
     assert options.actor == options.critic == (0.0 if preset.dense else 0.5)
     assert options.moves == preset.changes
@@ -158,7 +161,14 @@ def test_defaults_are_the_topologys_own(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("drop_fraction", 0.0), ("stop", 0.0), ("schedule", "linear"), ("init", "fan-in"), ("distribution", "er:1,2")],
+    [
+        ("drop_fraction", 0.0),
+        ("stop", 0.0),
+        ("schedule", "linear"),
+        ("init", "fan-in"),
+        ("distribution", "er:1,2"),
+        ("initial_topology", "brf:r=0"),
+    ],
 )
 def test_what_is_given_beats_the_topologys_own(name: str, value: Any) -> None:
     assert getattr(resolve(topology="rigl", **{name: value}), name) == value

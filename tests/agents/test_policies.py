@@ -1,6 +1,7 @@
 """Networks: exact sparsity, SB3's names, and topologies that a seed decides."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -14,6 +15,7 @@ from stable_baselines3.td3.policies import Actor, TD3Policy
 
 from agents import AGENT_PRESETS, SparseTD3, SparseTD3Policy
 from sparse_core import Adam, sparse_layers
+from sparse_core.initial_topologies import draw
 from sparse_core.meters import layer_counts, nnz, sparsity
 
 
@@ -31,6 +33,21 @@ def test_a_distribution_may_fix_the_number_of_connections() -> None:
     model.learn(40)
     after = {name: [count.nnz for count in layer_counts(part).values()] for name, part in networks(model).items()}
     assert after == counts
+
+
+def test_connections_begin_where_the_initial_topology_says(tmp_path: Path) -> None:
+    small = dict(policy_kwargs=dict(net_arch=[20, 30]))
+    model = agent(initial_topology="small-world:beta=0", **small)
+    plain = [sparse_layers(agent(**small, **chosen).policy) for chosen in ({}, dict(initial_topology="random"))]
+    for name, layer in sparse_layers(model.policy).items():
+        assert layer.topology == draw("small-world:beta=0", layer.shape, layer.nnz, torch.Generator())
+        assert layer.topology != plain[0][name].topology == plain[1][name].topology
+    model.learn(40)
+    model.save(tmp_path / "agent")
+    loaded = SparseTD3.load(tmp_path / "agent", env=model.env)
+    assert loaded.sparse_options.initial_topology == "small-world:beta=0"
+    for name, layer in sparse_layers(model.policy).items():
+        assert sparse_layers(loaded.policy)[name].topology == layer.topology
 
 
 @pytest.mark.parametrize("wanted", [0.0, 0.3, 0.5, 0.81])

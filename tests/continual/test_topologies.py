@@ -4,8 +4,12 @@ import pytest
 import torch
 from synthetic import blobs
 
+from continual.benchmarks import make_benchmark
+from continual.catalogue import build_strategy
 from continual.finetune import SparseFinetune, sparse_network
+from continual.learner import NoChoice, Setup
 from sparse_core import PRESETS, Adam, sparse_layers
+from sparse_core.initial_topologies import draw
 from sparse_core.meters import nnz
 
 
@@ -36,3 +40,14 @@ def test_learns_task_after_task(name: str) -> None:
 def test_a_method_with_one_end_has_no_place_among_tasks(name: str) -> None:
     with pytest.raises(ValueError, match=f"topology '{name}' comes down to its sparsity once, over one training"):
         learner(name)
+
+
+def test_connections_begin_where_the_initial_topology_says() -> None:
+    digits = make_benchmark("split-digits")
+    setup = Setup(digits, hidden=(60, 60), initial_topology="small-world:beta=0", backend="gemm")
+    made = build_strategy("sparse-finetune", setup)
+    for layer in sparse_layers(made.model).values():
+        assert layer.topology == draw("small-world:beta=0", layer.shape, layer.nnz, torch.Generator())
+    for name in ("spacenet", "naive", "slda"):
+        with pytest.raises(NoChoice, match="this strategy has no choice of 'initial_topology'"):
+            build_strategy(name, setup)

@@ -17,7 +17,7 @@ from continual.benchmarks import BENCHMARKS, summary_of
 from continual.catalogue import strategy_names
 from runs.failure import UserError
 from runs.listing import TABLES
-from sparse_core import DISTRIBUTIONS, DROP_RULES, GROW_RULES, PRESETS
+from sparse_core import DISTRIBUTIONS, DROP_RULES, GROW_RULES, INITIAL_TOPOLOGIES, PRESETS
 
 BAD: list[tuple[dict[str, Any], str]] = [
     (dict(sparsity=1.0), "`sparsity` must be a number in [0, 1)"),
@@ -167,6 +167,7 @@ def test_a_step_that_is_not_there(finished: Path, unfinished: Path, capsys: pyte
         ("drop", DROP_RULES),
         ("grow", GROW_RULES),
         ("distributions", DISTRIBUTIONS),
+        ("initial-topologies", INITIAL_TOPOLOGIES),
         ("envs", envs.names()),
         ("presets", AGENT_PRESETS),
         ("strategies", strategy_names()),

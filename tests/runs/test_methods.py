@@ -60,6 +60,22 @@ def test_finished_runs_are_kept_and_the_same_seed_gives_the_same(
     assert not second.exists()
 
 
+def test_images_say_where_connections_begin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {}
+    for name in ("correlated", "brf:r=0.1", None):
+        out = tmp_path / str(name)
+        assert main([*SMALL, "static", "--out", str(out), *(["--initial-topology", name] if name else [])]) == 0
+        found[name] = json.loads((out / "static-0.8-seed0.json").read_text())
+        assert found[name]["training"].get("initial_topology") == name  # runs of before had no such setting
+        assert found[name]["nnz"] == found["correlated"]["nnz"]
+    assert len({each["accuracy"] for each in found.values()}) == 3
+    wrong = fails(capsys, *SMALL[1:], "static", "--out", str(tmp_path / "correlated"))
+    assert "was trained otherwise" in wrong
+    out = ["--out", str(tmp_path / "never")]
+    assert "option 'r' of initial topology 'brf' must be in" in fails(capsys, "--initial-topology", "brf:r=9", *out)
+    assert not (tmp_path / "never").exists()
+
+
 def test_mistakes_are_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["--out", str(tmp_path / "never")]
     assert "no topology called 'sett'; did you mean 'set'?" in fails(capsys, "--topologies", "sett", *out)

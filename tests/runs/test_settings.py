@@ -86,6 +86,18 @@ def test_a_distribution_that_fixes_the_number_says_the_sparsity() -> None:
     assert again.actor_sparsity == found.actor_sparsity
 
 
+def test_the_initial_topology_is_the_flags_else_the_topologys() -> None:
+    assert resolve().initial_topology == "random"
+    assert resolve(topology="chts:initial_topology=brf").initial_topology == "brf"
+    assert resolve(initial_topology="brf:r=0.1").initial_topology == "brf:r=0.1"
+    settings = resolve()
+    earlier = {name: value for name, value in settings.as_dict().items() if name != "initial_topology"}
+    config = {"format": "sparse-agents-run", "version": 1, "settings": earlier}
+    assert Settings.from_config(config, "config.json") == settings
+    with pytest.raises(ValueError, match="initial topology 'correlated' reads inputs, which are not known here"):
+        resolve(initial_topology="correlated")
+
+
 def test_sparsity_by_network() -> None:
     both = resolve(sparsity=0.8, actor_sparsity=0.5)
     assert (both.actor_sparsity, both.critic_sparsity, both.sparsity) == (0.5, 0.8, 0.8)
