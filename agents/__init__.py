@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from agents.nstep_replay import NStepReplay
     from agents.policies import SparseSACPolicy, SparseTD3Policy
     from agents.presets import AGENT_PRESETS, AgentPreset
     from agents.replay import Float32ReplayBuffer
@@ -12,14 +13,15 @@ if TYPE_CHECKING:
     from agents.td3 import SparseTD3
 
 __all__ = [
-    "AGENT_PRESETS", "AgentPreset", "Float32ReplayBuffer", "SparseAgent", "SparseSAC", "SparseSACPolicy", "SparseTD3",
-    "SparseTD3Policy",
+    "AGENT_PRESETS", "AgentPreset", "Float32ReplayBuffer", "NStepReplay", "SparseAgent", "SparseSAC", "SparseSACPolicy",
+    "SparseTD3", "SparseTD3Policy",
 ]  # fmt: skip
 
 _HOMES = {
     "AGENT_PRESETS": "presets",
     "AgentPreset": "presets",
     "Float32ReplayBuffer": "replay",
+    "NStepReplay": "nstep_replay",
     "SparseAgent": "sparse",
     "SparseSAC": "sac",
     "SparseSACPolicy": "policies",

@@ -19,6 +19,7 @@ from stable_baselines3.common.utils import should_collect_more_steps
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.td3.policies import Actor, TD3Policy
 
+from agents.nstep_replay import NStepReplay
 from agents.replay import Float32ReplayBuffer
 
 Array = NDArray[Any]
@@ -33,7 +34,7 @@ def is_plain(agent: TD3, env: VecEnv, train_freq: TrainFreq, replay_buffer: Repl
     return (
         isinstance(env, DummyVecEnv)
         and env.num_envs == 1
-        and type(replay_buffer) is Float32ReplayBuffer
+        and type(replay_buffer) in (Float32ReplayBuffer, NStepReplay)
         and train_freq.frequency > 0
         and not agent.use_sde
         and _is_vector(agent.observation_space)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import torch
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from agents.nstep_replay import NStepReplay, ReplayOptions
 from agents.options import SparseOptions
+from agents.replay import Array
 from sparse_core import Sparsifier, sparse_layers
 from sparse_core.sparsifier import Rewirings
 
@@ -47,6 +50,7 @@ class MovingTopologies(OffPolicyAlgorithm):
     critic: Any
     critic_target: Any
     sparse_options: SparseOptions
+    replay_options: ReplayOptions
     actor_sparsifier: Sparsifier | None
     critic_sparsifier: Sparsifier | None
     last_rewirings: Rewirings
@@ -116,6 +120,7 @@ class MovingTopologies(OffPolicyAlgorithm):
         for _ in range(gradient_steps):
             self._n_updates += 1
             policy_update = self._n_updates % self.policy_every == 0
+            self._prepare_replay()
             update.draw()
             self._losses["critic_loss"] = update.critics()
             if policy_update:
@@ -124,6 +129,27 @@ class MovingTopologies(OffPolicyAlgorithm):
                 update = self._updater(batch_size)
             if self._n_updates % self.target_every == 0:
                 update.targets()
+
+    def _prepare_replay(self) -> None:
+        """Say over how many steps returns are now, and let the buffer forget what is too old."""
+        replay, options = self.replay_buffer, self.replay_options
+        if not isinstance(replay, NStepReplay):
+            return
+        replay.n_steps, replay.gamma = self.n_steps if self._n_updates > options.onset else 1, self.gamma
+        if options.minimum is not None and self._n_updates % options.every == 0:
+            replay.shrink(options, self._answers)
+
+    @torch.no_grad()
+    def _answers(self, observations: Any) -> Array:
+        """The policy's own actions (B, actions) in [-1, 1], without noise, to observations (B, …)."""
+        assert self.actor_sparsifier is not None
+        self.policy.set_training_mode(False)
+        if self._vec_normalize_env is not None:
+            observations = self._vec_normalize_env.normalize_obs(observations)
+        with self.actor_sparsifier.paused():
+            inputs = torch.as_tensor(observations, device=self.device)
+            answers: Array = self.policy._predict(inputs, deterministic=True).cpu().numpy()
+        return answers
 
     def _optimizers(self) -> list[Optimizer]:
         return [self.actor.optimizer, self.critic.optimizer]

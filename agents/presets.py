@@ -35,9 +35,22 @@ class AgentPreset:
     """SAC's entropy coefficient; None: learned."""
     target_update_interval: int = 1
     """SAC: updates between two of the targets."""
+    n_steps: int = 1
+    """Steps of a return."""
+    n_step_onset: float = 0.0
+    """Share of the steps in all after which returns are that long; over one step until then."""
+    buffer_min: float | None = None
+    """Share of the steps in all that the replay buffer keeps in any case while it forgets; None: it forgets nothing."""
+    buffer_every: float = 1 / 300
+    """Share of the steps in all after which it looks at its oldest rows."""
+    buffer_distance: float = 0.2
+    """Half the mean squared distance between their actions and the policy's from which on a tenth of the rows goes."""
     eval_every: int = 5_000
     eval_episodes: int = 10
+    topology: str = "set"
     period: int = 1_000
+    period_share: float | None = None
+    """Share of the steps in all between two changes, in the place of `period`."""
     drop_fraction: float | None = None
     schedule: str | None = None
     stop: float | None = None
@@ -55,6 +68,10 @@ class AgentPreset:
         name = env.rpartition(":")[2].rpartition("-")[0]
         factors = self.layer_factors.get(name, self.layer_factors.get("", ()))
         return self.distribution.format(*(f"{factor:g}" for factor in factors))
+
+    def scaled(self, share: float, steps: int) -> int:
+        """A share of the steps in all, in steps; at least one unless it is nothing."""
+        return max(1, round(share * steps)) if share else 0
 
 
 AGENT_PRESETS: Registry[AgentPreset] = Registry("preset")
@@ -84,6 +101,22 @@ AGENT_PRESETS.add(
         batch_size=100,
         drop_fraction=0.05,
         input_sparsity=0.8,
+    ),
+)
+AGENT_PRESETS.add(
+    "rlx2",
+    AgentPreset(
+        "RLx2: gradient growth, delayed three-step returns, a buffer that forgets (Tan et al. 2023, arXiv:2205.15043)",
+        topology="rigl",
+        sparsity=0.9,
+        drop_fraction=0.5,
+        stop=1.0,
+        # Of the paper's 3 M steps: 10,000, 300,000, 100,000 and 10,000.
+        period_share=1 / 300,
+        n_steps=3,
+        n_step_onset=1 / 10,
+        buffer_min=1 / 30,
+        buffer_every=1 / 300,
     ),
 )
 

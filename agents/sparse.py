@@ -12,6 +12,7 @@ from stable_baselines3.common.type_aliases import GymEnv, TrainFreq, TrainFreque
 from torch import Tensor, nn
 
 from agents.moving import MovingTopologies, Update
+from agents.nstep_replay import NStepReplay, ReplayOptions
 from agents.options import SparseOptions, check_network, check_same_layers, check_spaces
 from agents.policies import SparsePolicy
 from agents.replay import Float32ReplayBuffer
@@ -58,6 +59,13 @@ class SparseAgent(MovingTopologies):
             dense (ANF, arXiv:2302.06548); instead of `sparsity`.
         initial_topology: where connections are at the start, a name from `sparse_core.INITIAL_TOPOLOGIES` that reads no
             inputs; the topology's own by default, which is `"random"`.
+        n_step_onset: updates whose returns are over one step, whatever `n_steps` (SB3's own argument); with delayed
+            long returns and `buffer_min` the agent learns as RLx2's does (arXiv:2205.15043).
+        buffer_min: rows that the replay buffer keeps in any case while it forgets old ones that the policy contradicts;
+            None, the default: it forgets nothing before it is full.
+        buffer_every: updates after which it looks at its oldest rows.
+        buffer_distance: half the mean squared distance between their actions, in [-1, 1], and the policy's from which
+            on a tenth of all rows goes.
         **kwargs: as in SB3.
 
     Raises:
@@ -66,6 +74,8 @@ class SparseAgent(MovingTopologies):
     """
 
     policy: Any
+    replay_options = ReplayOptions()
+    """Those of agents that were saved before there was a choice."""
     at_least_one: ClassVar[tuple[str, ...]] = ("batch_size", "buffer_size")
     """Settings of SB3's that are numbers from 1 on."""
 
@@ -92,6 +102,10 @@ class SparseAgent(MovingTopologies):
         norm: str = "none",
         input_sparsity: float | None = None,
         initial_topology: str | None = None,
+        n_step_onset: int = 0,
+        buffer_min: int | None = None,
+        buffer_every: int = 10_000,
+        buffer_distance: float = 0.2,
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -102,6 +116,7 @@ class SparseAgent(MovingTopologies):
             capture_batches=capture_batches, total_updates=total_updates, backend=backend, topologies=topologies,
             norm=norm, input_sparsity=input_sparsity, initial_topology=initial_topology,
         )  # fmt: skip
+        self.replay_options = ReplayOptions(n_step_onset, buffer_min, buffer_every, buffer_distance)
         if PRESETS[topology].given and topologies is None and _init_setup_model:
             raise ValueError(
                 f"topology {topology!r} takes its connections from elsewhere, got none; give `topologies` by the names "
@@ -130,17 +145,30 @@ class SparseAgent(MovingTopologies):
 
     def _setup_model(self) -> None:
         self._check_settings()
-        if self.replay_buffer_class is None and self.n_steps == 1 and not self.optimize_memory_usage:
-            self.replay_buffer_class = Float32ReplayBuffer
-        given = self.policy_kwargs
+        self._choose_buffer()
+        given, n_steps = self.policy_kwargs, self.n_steps
         self.policy_kwargs = {**given, "sparse": self.sparse_options.policy(self.seed)}
+        if self.replay_buffer_class is NStepReplay:
+            self.n_steps = 1  # SB3 warns that it leaves long returns to the buffer
         super()._setup_model()
-        self.policy_kwargs = given  # as the user knows them: `load` compares
+        self.policy_kwargs, self.n_steps = given, n_steps  # as the user knows them: `load` compares
         if self.sparse_options.backend == AUTO:
             self._settle_backends()
         if self.sparse_options.moves:
             check_elementwise(self.actor.optimizer)
             check_elementwise(self.critic.optimizer)
+
+    def _choose_buffer(self) -> None:
+        """Take a replay buffer of ours where the user leaves that to the agent."""
+        chosen = self.replay_options
+        plain = self.n_steps == 1 and chosen.minimum is None
+        if self.replay_buffer_class is None and not self.optimize_memory_usage:
+            self.replay_buffer_class = Float32ReplayBuffer if plain else NStepReplay
+        elif (chosen.onset or chosen.minimum is not None) and self.replay_buffer_class is not NStepReplay:
+            raise ValueError(
+                "`n_step_onset` and `buffer_min` are for the agent's own replay buffer; leave "
+                "`replay_buffer_class` and `optimize_memory_usage` out, or these settings"
+            )
 
     def _settle_backends(self) -> None:
         """Choose what multiplies; an agent that was loaded keeps what was found for it on the same kind of device."""

@@ -16,7 +16,7 @@ from stable_baselines3.common.save_util import recursive_getattr
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 import envs
-from agents import SparseAgent
+from agents import NStepReplay, SparseAgent
 from runs import algos
 from runs.global_draws import generator_states, restore_generators
 from runs.settings import Settings
@@ -85,6 +85,11 @@ def _build(
         capture_batches=settings.capture_batches,
         topologies=topologies,
         backend=backend,
+        n_steps=settings.n_steps,
+        n_step_onset=settings.n_step_onset,
+        buffer_min=settings.buffer_min,
+        buffer_every=settings.buffer_every,
+        buffer_distance=settings.buffer_distance,
         **chosen.options(settings),
     )  # fmt: skip
 
@@ -145,16 +150,20 @@ def restore_agent(model: SparseAgent, state: dict[str, Any]) -> None:
 
 
 def _further_state(model: SparseAgent) -> dict[str, Any]:
-    """What SB3 saves besides networks and their optimizers, under its names: SAC's entropy coefficient."""
+    """What not every agent has: SAC's entropy coefficient, under SB3's names, and the oldest row not forgotten."""
     parts, variables = _further(model)
+    replay = model.replay_buffer
     return {
         **{name: recursive_getattr(model, name).state_dict() for name in parts},
         **{name: recursive_getattr(model, name).detach() for name in variables},
+        **({"first_row": replay.first} if isinstance(replay, NStepReplay) else {}),
     }
 
 
 def _restore_further(model: SparseAgent, state: dict[str, Any]) -> None:
     parts, variables = _further(model)
+    if isinstance(model.replay_buffer, NStepReplay):
+        model.replay_buffer.first = state["first_row"]
     for name in variables:
         recursive_getattr(model, name).data.copy_(state[name])
     for name in parts:

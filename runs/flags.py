@@ -58,6 +58,15 @@ class AgentFlags:
     """Transitions per update."""
     buffer_size: Annotated[int | None, left_out("INT", PRESET)] = None
     """Transitions the replay buffer holds."""
+    n_steps: Annotated[int | None, left_out("INT", PRESET)] = None
+    """Steps over which rewards are summed before a value is asked."""
+    n_step_onset: Annotated[int | None, left_out("INT", PRESET)] = None
+    """Updates whose returns are over one step, whatever --n-steps."""
+    buffer_min: Annotated[int | None, left_out("INT", PRESET)] = None
+    """Transitions that the replay buffer keeps in any case while it forgets old ones that the policy contradicts; 0 to
+    forget nothing before it is full."""
+    buffer_distance: Annotated[float | None, left_out("FLOAT", PRESET)] = None
+    """Half the mean squared distance between the oldest actions and the policy's from which on it forgets."""
     action_noise: Annotated[float | None, left_out("FLOAT", PRESET)] = None
     """Standard deviation of the exploration noise, in units of half the action range."""
     hidden: Annotated[str | None, left_out("LIST", PRESET)] = None

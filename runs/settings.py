@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, get_type_hints
 
+from agents.nstep_replay import ReplayOptions
 from agents.options import SparseOptions
 from agents.presets import AGENT_PRESETS, AgentPreset
 from envs.noise import Noise
@@ -52,6 +53,11 @@ class Settings:
     target_noise_clip: float
     ent_coef: float | None
     target_update_interval: int
+    n_steps: int
+    n_step_onset: int
+    buffer_min: int | None
+    buffer_every: int
+    buffer_distance: float
     device: str
     backend: str
     threads: int
@@ -74,21 +80,22 @@ class Settings:
             given = getattr(options, name)
             return getattr(preset, name) if given is None else given
 
+        topology = preset.topology if options.topology is None else options.topology
         sparsity = options.sparsity
-        inputs = _input_sparsity(options, preset)
+        inputs = _input_sparsity(options, preset, topology)
         distribution = options.distribution or preset.distribution_for(options.env)
-        if sparsity is None and options.topology != "dense" and not (distribution and fixes_total(distribution)):
+        if sparsity is None and topology != "dense" and not (distribution and fixes_total(distribution)):
             sparsity = preset.sparsity
         sparse = SparseOptions.resolve(
             sparsity=sparsity,
-            topology=options.topology,
+            topology=topology,
             actor_sparsity=options.actor_sparsity,
             critic_sparsity=options.critic_sparsity,
             distribution=distribution,
             dense=parse_list(options.dense, "dense", "output"),
             init=options.init,
             drop_fraction=chosen("drop_fraction"),
-            period=chosen("period"),
+            period=_period(options, preset),
             schedule=chosen("schedule"),
             stop=chosen("stop"),
             capture_batches=options.capture_batches,
@@ -114,13 +121,14 @@ class Settings:
         settings = cls(
             algo=options.algo, env=options.env, steps=options.steps, seed=options.seed,
             preset=options.algo if options.preset is None else options.preset,
-            topology=options.topology, sparsity=max(actor, critic) if sparsity is None else sparsity,
+            topology=topology, sparsity=max(actor, critic) if sparsity is None else sparsity,
             actor_sparsity=actor, critic_sparsity=critic, distribution=sparse.distribution,
             dense=list(sparse.dense), init=sparse.init, drop_fraction=sparse.drop_fraction, schedule=sparse.schedule,
             stop=sparse.stop, period=sparse.period, capture_batches=sparse.capture_batches,
             hidden=[int(width) for width in hidden],
             gamma=preset.gamma, tau=preset.tau, policy_delay=preset.policy_delay,
             target_policy_noise=preset.target_policy_noise, target_noise_clip=preset.target_noise_clip,
+            **_replay(options, preset),
             ent_coef=preset.ent_coef, target_update_interval=preset.target_update_interval,
             device=check_device(options.device), backend=options.backend,
             threads=options.threads,
@@ -151,6 +159,7 @@ class Settings:
             "eval_every",
             "eval_episodes",
             "checkpoint_every",
+            "n_steps",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
@@ -167,6 +176,7 @@ class Settings:
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"`{name}` must be a finite number ≥ 0, got {getattr(self, name)}")
         check_threads(self.threads)
+        ReplayOptions(self.n_step_onset, self.buffer_min, self.buffer_every, self.buffer_distance)
         Noise(self.noise_features, self.seed, self.permute_features_every)
         if self.permute_features_every is not None and not self.noise_features:
             raise ValueError("`permute_features_every` needs noise; give --noise-features, too, as 0.9")
@@ -187,7 +197,8 @@ class Settings:
 
 _LATER = {
     "norm": "none", "final_episodes": 0, "topology_from": None, "noise_features": 0.0, "permute_features_every": None,
-    "input_sparsity": None, "ent_coef": None, "target_update_interval": 1, "initial_topology": "random",
+    "input_sparsity": None, "ent_coef": None, "target_update_interval": 1, "initial_topology": "random", "n_steps": 1,
+    "n_step_onset": 0, "buffer_min": None, "buffer_every": 10_000, "buffer_distance": 0.2,
 }  # fmt: skip
 """Settings that runs of earlier versions do not have, with what held then."""
 
@@ -206,15 +217,35 @@ def preset_of(options: Train) -> AgentPreset:
     return preset
 
 
-def _input_sparsity(options: Train, preset: AgentPreset) -> float | None:
+def _period(options: Train, preset: AgentPreset) -> int:
+    if options.period is not None or preset.period_share is None:
+        return preset.period if options.period is None else options.period
+    return preset.scaled(preset.period_share, options.steps)
+
+
+def _replay(options: Train, preset: AgentPreset) -> dict[str, Any]:
+    """Returns and the buffer: as given, else the preset's shares of the steps in all."""
+    minimum = options.buffer_min
+    if minimum is None and preset.buffer_min is not None:
+        minimum = preset.scaled(preset.buffer_min, options.steps)
+    onset = options.n_step_onset
+    return dict(
+        n_steps=preset.n_steps if options.n_steps is None else options.n_steps,
+        n_step_onset=preset.scaled(preset.n_step_onset, options.steps) if onset is None else onset,
+        buffer_min=minimum or None,
+        buffer_every=preset.scaled(preset.buffer_every, options.steps),
+    )
+
+
+def _input_sparsity(options: Train, preset: AgentPreset, topology: str) -> float | None:
     """Of the first layer alone: as given, else the preset's, unless the user asks for another sparsity or for none."""
     if options.input_sparsity is not None:
         return options.input_sparsity
     others = (options.sparsity, options.actor_sparsity, options.critic_sparsity)
-    return None if options.topology == "dense" or any(each is not None for each in others) else preset.input_sparsity
+    return None if topology == "dense" or any(each is not None for each in others) else preset.input_sparsity
 
 
 _FROM_PRESET = (
-    "learning_rate", "weight_decay", "learning_starts", "batch_size", "buffer_size", "action_noise",
+    "learning_rate", "weight_decay", "learning_starts", "batch_size", "buffer_size", "action_noise", "buffer_distance",
     "eval_every", "eval_episodes",
 )  # fmt: skip

@@ -30,7 +30,8 @@ class _ArmFlags(AgentFlags):
     """What an --arm may say: every flag of `train` but those that all runs of a study share."""
 
     sparsity: Annotated[float | None, left_out("FLOAT")] = None
-    topology: str = "set"
+    topology: str = ""
+    """(default: the preset's)"""
     preset: str = "td3"
 
 
@@ -119,7 +120,8 @@ def _given(text: str, options: Compare) -> _Wanted:
     base = _flags(options, preset=names_in(options.presets, "presets")[0])
     config = (tyro.conf.OmitArgPrefixes,)
     flags = tyro.cli(_ArmFlags, prog=f"--arm {name}", args=arguments, default=base, config=config)
-    return _Wanted(name, flags)
+    topology = flags.topology or AGENT_PRESETS[flags.preset].topology
+    return _Wanted(name, replace(flags, topology=topology))
 
 
 def _arm(wanted: _Wanted, groups: list[str], options: Compare) -> Arm:
