@@ -22,6 +22,7 @@ from runs.report.curves import (
 from runs.report.drawing import Palette
 from runs.report.endpoints import Endpoint
 from runs.report.loading import Evidence
+from runs.report.movement import MEANING, draw_movement, movement_rows, small_world_csv, small_world_table
 from runs.report.outputs import Files
 from runs.report.statistics import mean_curve
 from runs.report.tables import (
@@ -88,6 +89,11 @@ def agent_sections(evidence: Evidence, endpoints: Sequence[Endpoint], files: Fil
         yield files.picture(
             f"search-{name}", draw_search(evidence, group, palette), "exploration, churn, dormant neurons"
         )
+        movement = draw_movement(evidence, group, palette)
+        if movement is not None:
+            yield page.paragraph(MEANING, "quiet")
+            yield files.picture(f"movement-{name}", movement, "topology distances, gradient flow")
+        yield small_world_table(evidence, group)
         yield files.picture(f"degrees-{name}", draw_degrees(evidence, group, palette), "degree distributions")
         yield files.picture(f"inputs-{name}", draw_inputs(evidence, group), "connections out of each input")
     files.contents["runs.csv"] = runs_csv(evidence, endpoints)
@@ -95,6 +101,7 @@ def agent_sections(evidence: Evidence, endpoints: Sequence[Endpoint], files: Fil
     files.contents["endpoints.csv"] = endpoints_csv(evidence, endpoints)
     files.contents["topology.csv"] = topology_csv(evidence)
     files.contents["costs.csv"] = costs_csv(evidence)
+    files.contents["small-world.csv"] = small_world_csv(evidence)
     files.contents["degrees.csv"] = degrees_csv(evidence)
     files.contents["seconds.csv"] = seconds_csv(evidence)
 
@@ -162,4 +169,5 @@ def topology_csv(evidence: Evidence) -> bytes:
                     np.mean([each.result["input_connections"][network] for each in runs], axis=0)
                 )
             ]
+        rows += movement_rows(evidence, group)
     return as_csv(["group", "arm", "what", "step_or_input", "value"], rows)

@@ -38,6 +38,13 @@ def result(method: str, level: float, seed: int) -> dict[str, Any]:
         "eval": {"mean_return": level, "std_return": 0.0, "episodes": 10},
         "final": {"mean_return": level, "std_return": 0.0, "episodes": 5, "seed": 10_000, "returns": [level] * 5},
         "dormant": [[step, {"actor": 0.25, "critic": 0.5}] for step in steps],
+        "topology_distance": [
+            [step, {"actor": step / 2400, "critic.qf0": 0.2, "critic.qf1": 0.4}, {"actor": 0.1, "critic.qf0": 0.1}]
+            for step in steps
+        ] if method in MOVING else [],
+        "gradient_flow": [[step, {"actor.mu.0": 2.0, "critic.qf0.0": 3.0, "critic.qf0.2": 1.0}] for step in steps],
+        "small_world": {"actor": {"sigma": 1.5, "clustering": 0.3, "path_length": 2.0}, "critic.qf0": {"sigma": None}}
+        if sparse else {},
         "topology_course": [[500, 0.3, 0.2], [1000, 0.3, 0.4]] if method in MOVING else [],
         "degrees": {f"{network}.{number}": layer for network in ("actor.mu", "critic.qf0") for number in (0, 2)}
         if sparse else {},

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -24,6 +25,7 @@ from runs.report.contrasts import Contrast, contrasts, pairs, sentence
 from runs.report.curves import side_by_side
 from runs.report.endpoints import AGENTS, area_under_curve, endpoints, final_return, overall, values_of
 from runs.report.loading import load
+from runs.report.movement import gradient_flow
 from runs.report.options import Report
 from runs.studies.plan import Study
 
@@ -273,6 +275,58 @@ def test_numbers_in_the_files_are_those_of_the_runs(reported: tuple[Path, Findin
     assert ("set-0.9", "explored") in searched
     assert ("static-0.9", "explored") not in searched
     assert ("dense", "dormant_critic") in searched
+
+
+def test_measures_in_the_files_are_those_of_the_runs(reported: tuple[Path, Findings]) -> None:
+    directory, _ = reported
+    found = {
+        (each["arm"], each["what"], each["step_or_input"]): float(each["value"])
+        for each in rows(directory, "topology.csv")
+        if each["group"] == ENV
+    }
+    # Distances are averaged over critics: 0.2 and 0.4 from the start, 0.1 of the one that has any since the last.
+    assert found["set-0.9", "distance_from_start_actor", "1200"] == 0.5
+    assert found["set-0.9", "distance_from_start_critic", "100"] == pytest.approx(0.3)
+    assert found["set-0.9", "distance_from_last_critic", "100"] == pytest.approx(0.1)
+    assert not any(what.startswith("distance") for arm, what, _ in found if arm != "set-0.9")
+    # Gradient flow is summed over layers, 3 and 1 of the one critic.
+    assert found["dense", "gradient_flow_critic", "700"] == 4
+    assert found["dense", "gradient_flow.critic.qf0.0", "700"] == 3
+    worlds = {
+        (each["arm"], each["network"], each["what"]): each["value"] for each in rows(directory, "small-world.csv")
+    }
+    assert worlds["static-0.9", "actor", "sigma"] == "1.5"
+    assert not any(arm == "dense" or network == "critic" for arm, network, _ in worlds)
+    page = read_page(directory)
+    assert "σ, actor" in page.text
+    assert (directory / "report" / f"movement-{ENV}.png").is_file()
+
+
+def test_gradients_that_were_not_finite_are_gaps(tmp_path: Path) -> None:
+    write_study(tmp_path, {"set-0.9": [1.0, 2.0]})
+    for seed, flows in (
+        (0, {"critic.qf0.0": 1.0, "critic.qf1.0": None}),
+        (1, {"critic.qf0.0": 2.0, "critic.qf1.0": 4.0}),
+    ):
+        path = tmp_path / ENV / "set-0.9" / f"seed-{seed}" / "result.json"
+        written = json.loads(path.read_text())
+        written["gradient_flow"] = [[100, flows], [200, {"critic.qf0.0": 2.0, "critic.qf1.0": 6.0}]]
+        write_json(path, written)
+    runs = load(tmp_path).of(ENV, "set-0.9")
+    found = gradient_flow(runs, "critic")
+    assert found is not None
+    np.testing.assert_array_equal(found, [[100, 200], [np.nan, 4]])  # two critics: half the sum
+    assert gradient_flow(runs, "actor") is None
+
+
+def test_records_of_an_earlier_version_are_reported(tmp_path: Path) -> None:
+    """Those of the repository, in which no run has distances, gradient flow or small-worldness."""
+    record = tmp_path / "record"
+    shutil.copytree(ROOT / "runs/records/adaptive-or-static", record, ignore=shutil.ignore_patterns("report*"))
+    assert main("report", record, "--resamples", str(FEW)) == 0
+    assert not [path.name for path in (record / "report").iterdir() if path.name.startswith("movement")]
+    assert rows(record, "small-world.csv") == []
+    assert {each["what"] for each in rows(record, "topology.csv")} >= {"explored", "dormant_actor"}
 
 
 def digest(directory: Path) -> dict[str, str]:
