@@ -23,9 +23,10 @@ from runs.files import write_json
 from runs.report.command import Findings, make_report, say
 from runs.report.contrasts import Contrast, contrasts, pairs, sentence
 from runs.report.curves import side_by_side
+from runs.report.drawing import Palette
 from runs.report.endpoints import AGENTS, area_under_curve, endpoints, final_return, overall, values_of
 from runs.report.loading import load
-from runs.report.movement import gradient_flow
+from runs.report.movement import draw_movement, gradient_flow, movement_rows, small_world_table
 from runs.report.options import Report
 from runs.studies.plan import Study
 
@@ -319,10 +320,22 @@ def test_gradients_that_were_not_finite_are_gaps(tmp_path: Path) -> None:
     assert gradient_flow(runs, "actor") is None
 
 
+RECORD = ROOT / "runs/records/adaptive-or-static"
+
+
+def test_runs_of_an_earlier_version_have_nothing_to_show() -> None:
+    """Those of the repository, in which none has distances, gradient flow or small-worldness."""
+    evidence = load(RECORD)
+    assert evidence.runs
+    assert draw_movement(evidence, ENV, Palette(evidence.study.arms)) is None
+    assert [*movement_rows(evidence, ENV)] == []
+    assert small_world_table(evidence, ENV) == ""
+
+
+@pytest.mark.slow
 def test_records_of_an_earlier_version_are_reported(tmp_path: Path) -> None:
-    """Those of the repository, in which no run has distances, gradient flow or small-worldness."""
     record = tmp_path / "record"
-    shutil.copytree(ROOT / "runs/records/adaptive-or-static", record, ignore=shutil.ignore_patterns("report*"))
+    shutil.copytree(RECORD, record, ignore=shutil.ignore_patterns("report*"))
     assert main("report", record, "--resamples", str(FEW)) == 0
     assert not [path.name for path in (record / "report").iterdir() if path.name.startswith("movement")]
     assert rows(record, "small-world.csv") == []
