@@ -13,6 +13,7 @@ from torch import nn
 from sparse_core import BACKENDS, INITIALISATIONS, PRESETS, SCHEDULES, Preset, SparseLinear, Topology
 from sparse_core.distributions import check_sparsity, fixes_total, repeated
 from sparse_core.initial_topologies import placing
+from sparse_core.method_checks import check_neurons
 
 NORMS = ("none", "layer")
 
@@ -93,6 +94,7 @@ class SparseOptions:
 
     def check(self) -> None:
         """Raise a `ValueError` for a name that is not known or a number out of range."""
+        check_neurons(PRESETS[self.topology])
         fixes_total(self.distribution)
         INITIALISATIONS[self.init]
         placing(self.initial_topology)

@@ -62,7 +62,7 @@ class SparseFinetune(SparseEpochs, InMemory, SupervisedTemplate):
         seed: int | None = None,
     ) -> None:
         HEADS[head]
-        if PRESETS[topology].prune is not None:
+        if PRESETS[topology].prune is not None or PRESETS[topology].pruned_neurons:
             raise ValueError(
                 f"topology {topology!r} comes down to its sparsity once, over one training; tasks that follow each "
                 "other have no such end: choose a method that keeps its number of connections, as 'set' or 'rigl'"

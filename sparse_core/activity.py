@@ -40,6 +40,27 @@ def chain_of(layers: Mapping[str, Shaped]) -> dict[str, str]:
     return found
 
 
+def readers(model: nn.Module) -> dict[str, tuple[str, int] | None]:
+    """For each sparse layer whose outputs another layer with weights reads: a sparse reader, and its inputs a neuron.
+
+    None stands for a reader that is dense. The reader is the next layer with weights in the same module, as long as its
+    inputs are a multiple of the outputs; a layer without one is an output layer, and left out.
+    """
+    weighted = [(name, module) for name, module in model.named_modules() if isinstance(module, _WEIGHTED)]
+    found: dict[str, tuple[str, int] | None] = {}
+    for (name, above), (below, reader) in pairwise(weighted):
+        if not isinstance(above, SparseLinear) or name.rpartition(".")[0] != below.rpartition(".")[0]:
+            continue
+        if isinstance(reader, SparseLinear):
+            inputs = reader.shape[1]
+        else:
+            inputs = reader.in_features if isinstance(reader, nn.Linear) else reader.weight[0].numel()
+        if inputs % above.shape[0] == 0:
+            sparse = isinstance(reader, SparseLinear)
+            found[name] = (below, inputs // above.shape[0]) if sparse else None
+    return found
+
+
 def activities(model: nn.Module) -> dict[str, Callable[[Tensor], Tensor]]:
     """For each sparse layer, inputs (B, …) -> its neurons' activations (B, out, …) with the weights as they are.
 

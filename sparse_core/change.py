@@ -45,7 +45,11 @@ class Method:
     growing: Choosing = HARD
 
     def change(
-        self, views: Views, fraction: float, target: Mapping[str, int] | int | None = None
+        self,
+        views: Views,
+        fraction: float,
+        target: Mapping[str, int] | int | None = None,
+        lost: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Rewiring]:
         """What becomes of every layer.
 
@@ -53,8 +57,11 @@ class Method:
             views: of all layers, by name.
             fraction: share ζ of the movable connections that are exchanged.
             target: how many movable connections there are to be afterwards, in all or by layer; None: as many as now.
+            lost: by layer, indices of movable connections that go first, and are not replaced.
         """
         pruned = self._prune(views, target)
+        if lost is not None:
+            pruned = {name: torch.cat([pruned[name], lost[name]]).unique() for name in views}
         free = {name: view if self.regrow == "no" else view.freed(pruned[name]) for name, view in views.items()}
         left = {name: view.without(pruned[name]) for name, view in free.items()}
         counts = {name: int(fraction * view.count + 1e-9) for name, view in left.items()}

@@ -61,7 +61,7 @@ def starting_counts(
     dense: Collection[int],
 ) -> list[int]:
     """Weights per layer at the start of a method that ends with `sparsity`; an error where that cannot be met."""
-    if method.prune is not None:
+    if method.begins_wider:
         check_shares(distribution)
     final = allocate(shapes, sparsity, distribution, dense)
     if not sparsity or not method.begins_wider:
@@ -74,7 +74,8 @@ def check_shares(distribution: str | Distribution) -> None:
     if fixes_total(distribution):
         raise ValueError(
             f"distribution {distribution!r} fixes the number of connections, which this method brings down along "
-            "training; take one that only shares them out, as 'erk', or a method that keeps its number, as 'set'"
+            "training, or exceeds; take one that only shares them out, as 'erk', or a method that keeps its number, as "
+            "'set'"
         )
 
 

@@ -26,6 +26,9 @@ def check_method(method: Preset, capture_stride: int, total_steps: int | None, s
         raise ValueError(f"`capture_batches` and `capture_stride` must be at least 1, got {got}")
     _check_regrow(method)
     _check_course(method, total_steps, sparsity)
+    check_neurons(method)
+    if method.pruned_neurons and method.neurons_from and total_steps is None:
+        raise ValueError("`pruned_neurons` needs `total_steps`, the length of training, or `neurons_from=0`")
     if method.redistribute:
         REDISTRIBUTIONS[method.redistribute]
     if method.step_rule:
@@ -38,6 +41,19 @@ def _check_regrow(method: Preset) -> None:
     if method.grow is not None and GROW_RULES[method.grow].in_place and method.regrow != "fresh":
         raise ValueError(
             f"grow rule {method.grow!r} grows what was dropped, anew; give `regrow='fresh'`, got {method.regrow!r}"
+        )
+
+
+def check_neurons(method: Preset) -> None:
+    """Raise a `ValueError` for neurons that cannot be pruned along training."""
+    if not 0 <= method.pruned_neurons < 1:
+        raise ValueError(f"`pruned_neurons` must be a share in [0, 1), got {method.pruned_neurons!r}")
+    if not 0 <= method.neurons_from <= 1:
+        raise ValueError(f"`neurons_from` must be a share of the way in [0, 1], got {method.neurons_from!r}")
+    if method.pruned_neurons and method.begins_wider:
+        raise ValueError(
+            "`pruned_neurons` is for methods that begin with as many connections as they end with, as 'set'; this one "
+            "begins with more"
         )
 
 

@@ -72,6 +72,10 @@ class Preset:
     """Whether it is itself only when it changes at every step, whatever the user's usual period."""
     birth: float | str = 0.0
     """Value of a new connection: a number, or a name from `BIRTHS`."""
+    pruned_neurons: float = 0.0
+    """Share of each hidden layer's neurons that goes, the weakest by Σ|w| of their inputs (`NeuronPruning`)."""
+    neurons_from: float = 0.4
+    """Share of the way to the last change from which on neurons go."""
     warmup: int = 0
     """Steps over which a new connection's learning rate rises from zero (`sparse_core.Adam`)."""
     ages: bool = True
@@ -91,7 +95,7 @@ class Preset:
     @property
     def changes(self) -> bool:
         """Whether what is multiplied ever changes: the topology, or a masking's choice."""
-        return self.drop is not None or self.prune is not None or self.masking is not None
+        return self.drop is not None or self.prune is not None or self.masking is not None or self.pruned_neurons > 0
 
     @property
     def begins_wider(self) -> bool:
@@ -102,7 +106,7 @@ class Preset:
     def keeps_count(self) -> bool:
         """Whether every layer multiplies the same number of weights from the first step to the last."""
         drops = self.drop is not None and (DROP_RULES[self.drop].network or DROP_RULES[self.drop].own_count)
-        return not (self.prune or self.redistribute or drops or not self.exact)
+        return not (self.prune or self.redistribute or drops or self.pruned_neurons or not self.exact)
 
     @property
     def exact(self) -> bool:

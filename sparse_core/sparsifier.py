@@ -25,6 +25,7 @@ from sparse_core.importance import PathImportance
 from sparse_core.layers import SparseLinear, sparse_layers
 from sparse_core.maskings import MASKINGS, Masks, check_masks
 from sparse_core.method_checks import check_method
+from sparse_core.neuron_pruning import NeuronPruning
 from sparse_core.optimizer_state import carry_state, check_elementwise, check_held, rate_of, share_age, warm_up
 from sparse_core.presets import PRESETS, Preset
 from sparse_core.schedules import SCHEDULES, Every
@@ -124,6 +125,7 @@ class Sparsifier:
         self._memory: dict[str, dict[str, Tensor]] = {name: {} for name in self.layers}
         self._marks: dict[str, dict[str, Tensor]] = {name: {} for name in self.layers}
         self._activities = activities(model)
+        self.neurons = NeuronPruning.of(model)
         self._course = course_of_counts(method, model, self.layers, sparsity)
         self.steps = 0
         self.changes = 0
@@ -247,25 +249,54 @@ class Sparsifier:
             return {}
         # All changes are worked out before the first is applied: an error leaves every layer as it was.
         memory = {name: dict(own) for name, own in self._memory.items()}
-        views = {name: self._view(name, layer, memory[name]) for name, layer in self.layers.items()}
+        neurons = self.neurons
+        if self.choices.pruned_neurons and self.way >= self.choices.neurons_from:
+            neurons = neurons.more(self.layers, self.constraints, self.choices.pruned_neurons)
+        views = {name: self._view(name, layer, memory[name], neurons) for name, layer in self.layers.items()}
         if self._wants_closure and closure is not None:
             with self.paused():
                 shares = flow_shares(self.layers, closure)
             views = {name: replace(view, flow_shares=shares[name]) for name, view in views.items()}
         target = None if self._course is None else self._course(self.way)
         method = self._warmed()
-        rewirings = method.change(views, self.fraction(self.steps), target)
+        rewirings = method.change(
+            views, self.fraction(self.steps), target, neurons.lost(views) if neurons.gone else None
+        )
         births = {name: self._births(views[name], rewiring) for name, rewiring in rewirings.items()}
-        self._pending, self._memory = False, memory
-        self._sum_up()
+        self._pending, self._memory, self.neurons = False, memory, neurons
         for layer in self.layers.values():
             layer.capture = None
+        self._apply_all(rewirings, births)
+        return rewirings
+
+    def prune_neurons(self, share: float) -> Rewirings:
+        """Take all connections from the weakest neurons of each hidden layer, now and for good (`NeuronPruning`).
+
+        Args:
+            share: of each hidden layer, those that were pruned before included, in [0, 1).
+
+        Returns:
+            The changes by layer name. Optimizer state and followers go along; nothing grows where neurons are gone.
+
+        Raises:
+            ValueError: for a share out of range, or with maskings, whose layers keep their weights.
+        """
+        if not 0 <= share < 1 or self.masks is not None:
+            raise ValueError(f"`share` must be in [0, 1), and layers without masking, got {share!r}")
+        neurons = self.neurons.more(self.layers, self.constraints, share)
+        views = {name: self._view(name, layer, self._memory[name], neurons) for name, layer in self.layers.items()}
+        rewirings = Method(None, None).change(views, 0.0, lost=neurons.lost(views))
+        self.neurons = neurons
+        self._apply_all(rewirings, dict.fromkeys(rewirings))
+        return rewirings
+
+    def _apply_all(self, rewirings: Rewirings, births: Mapping[str, Tensor | None]) -> None:
+        self._sum_up()
         for name, rewiring in rewirings.items():
             self._apply(name, rewiring, births[name])
         if self.importance is not None:
             self.importance.rewired(rewirings)
         self.changes += any(rewiring.dropped.numel() or rewiring.grown.numel() for rewiring in rewirings.values())
-        return rewirings
 
     @property
     def way(self) -> float:
@@ -316,8 +347,8 @@ class Sparsifier:
         now = Choosing(first + (last - first) * self.way, self.choices.drop_mix)
         return replace(self.method, dropping=now)
 
-    def _view(self, name: str, layer: SparseLinear, memory: dict[str, Tensor]) -> LayerView:
-        constraint = self.constraints.get(name, Constraint())
+    def _view(self, name: str, layer: SparseLinear, memory: dict[str, Tensor], neurons: NeuronPruning) -> LayerView:
+        constraint = neurons.narrowed(name, self.constraints.get(name, Constraint()), layer.shape)
         blocked = layer.topology.positions
         if constraint.taken is not None:
             blocked = torch.cat([blocked, constraint.taken]).unique()
@@ -412,6 +443,7 @@ class Sparsifier:
                 name: layer.capture.state() for name, layer in self.layers.items() if layer.capture is not None
             },
             "importance": None if self.importance is None else self.importance.state_dict(),
+            "pruned_neurons": dict(self.neurons.gone),
             "memory": {name: dict(own) for name, own in self._memory.items()},
             "marks": {name: dict(own) for name, own in self._marks.items()},
             "weight_steps": dict(self._weight_steps),
@@ -429,6 +461,7 @@ class Sparsifier:
         self.steps, self.changes, self._pending = state["steps"], state["changes"], state["pending"]
         if self.importance is not None and state.get("importance") is not None:
             self.importance.load_state_dict(state["importance"])
+        self.neurons = replace(self.neurons, gone=dict(state.get("pruned_neurons", {})))
         self._weight_steps = dict(state.get("weight_steps", self._weight_steps))
         self._summed = state.get("summed", 0)
         if self._course is not None and state.get("course") is not None:

@@ -158,6 +158,11 @@ class LayerView:
         """Outputs where growth is allowed, ascending: the rows that `strongest` asks for."""
         return self._outputs
 
+    @property
+    def allowed_inputs(self) -> Tensor:
+        """Inputs where growth is allowed, ascending."""
+        return self._inputs
+
     def most_important_pairs(self, count: int) -> Tensor:
         """The `count` positions with the largest importance of output × input where growth is allowed, ascending.
 

@@ -54,7 +54,7 @@ def _rank_in_row(rows: Tensor, sizes: Tensor) -> Tensor:
 
 def _with_room(view: LayerView, good: Tensor, neurons: Tensor, salient: Tensor) -> Tensor:
     """`good`, and as many of the best others as the layer's connections need to find a place."""
-    room = view.shape[1]
+    room = len(view.allowed_inputs)
     while good.numel() * room < view.count and good.numel() < neurons.numel():
         others = neurons[~among(neurons, good)]
         good = torch.cat([good, others[largest(salient[others], 1)]]).sort().values
@@ -73,12 +73,15 @@ def _steepest_by_row(view: LayerView, good: Tensor, stay: Tensor, missing: Tenso
     width, found = view.shape[1], []
     theirs = view.blocked[~among(view.blocked, view.positions)]
     shut = torch.cat([view.positions[stay], theirs]).sort().values
+    barred = torch.ones(width, dtype=torch.bool)
+    barred[view.allowed_inputs] = False
     shown = view.seen.of_outputs(good)
     for start, stop in row_blocks((good.numel(), width)):
         rows = good[start:stop]
         scores = shown.gradient_rows(start, stop).abs().cpu()
         inside = shut[torch.isin(shut // width, rows)]
         scores[torch.searchsorted(rows, inside // width), inside % width] = -torch.inf
+        scores[:, barred] = -torch.inf
         order = scores.sort(dim=1, descending=True, stable=True).indices
         wanted = torch.arange(width) < missing[rows][:, None]
         found.append((rows[:, None] * width + order)[wanted])

@@ -59,3 +59,25 @@ def test_options_go_with_the_name() -> None:
     assert model.critic_sparsifier.fraction(0) == 0.5
     with pytest.raises(ValueError, match=r"topology 'rigl' has no option 'grow_mux'; known: .*grow_mix"):
         agent(topology="rigl:grow_mux=1")
+
+
+def test_pruned_neurons_are_gone_in_targets_and_files_too(tmp_path: Any) -> None:
+    model = trained("set:pruned_neurons=0.25:neurons_from=0.3", 7)
+    for sparsifier in (model.actor_sparsifier, model.critic_sparsifier):
+        assert sparsifier is not None
+        gone = sparsifier.neurons.gone
+        assert gone.keys() == sparsifier.neurons.readers.keys() != set()  # every hidden layer, the critics' apart
+        for name, neurons in gone.items():
+            assert len(neurons) == int(0.25 * sparsifier.layers[name].shape[0])
+            assert not sparsifier.layers[name].topology.fan_in[neurons].any()
+    model.save(tmp_path / "agent.zip")
+    loaded = SparseTD3.load(tmp_path / "agent.zip", env=reach())
+    loaded.replay_buffer = copy.deepcopy(model.replay_buffer)
+    loaded.set_logger(model.logger)
+    for each in (model, loaded):
+        set_random_seed(11)
+        each.train(5, 16)
+        assert target_distance(each) == 0
+    assert same(loaded.get_parameters(), model.get_parameters())
+    for name, neurons in loaded.critic_sparsifier.neurons.gone.items():
+        assert not loaded.critic_sparsifier.layers[name].topology.fan_in[neurons].any()

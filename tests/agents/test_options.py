@@ -63,6 +63,7 @@ HIDDEN = "every hidden layer must be at least 1 wide"
         (dict(initial_topology="random-graph"), "no initial topology called 'random-graph'; did you mean 'random'?"),
         (dict(initial_topology="brf:r=2"), "option 'r' of initial topology 'brf' must be in [0, 1], got 2"),
         (dict(initial_topology="correlated"), "initial topology 'correlated' reads inputs, which are not known here"),
+        (dict(topology="set:pruned_neurons=1.5"), "`pruned_neurons` must be a share in [0, 1), got 1.5"),
         (dict(distribution="er:1"), "must give one positive factor for each of the 2 sparse layers"),
     ],
 )

@@ -36,7 +36,9 @@ def test_learns_task_after_task(name: str) -> None:
     assert all(torch.isfinite(parameter).all() for parameter in made.model.parameters())
 
 
-@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.prune])
+@pytest.mark.parametrize(
+    "name", [*(name for name, preset in PRESETS.items() if preset.prune), "set:pruned_neurons=0.1"]
+)
 def test_a_method_with_one_end_has_no_place_among_tasks(name: str) -> None:
     with pytest.raises(ValueError, match=f"topology '{name}' comes down to its sparsity once, over one training"):
         learner(name)
