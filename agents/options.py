@@ -72,7 +72,8 @@ class SparseOptions:
         if preset.dense and fixes_total(distribution):
             distribution = preset.distribution
         if sparsity is None and not fixes_total(distribution):
-            sparsity = 0.0 if preset.dense or input_sparsity is not None else 0.5
+            own = 0.5 if preset.own_sparsity is None else preset.own_sparsity
+            sparsity = 0.0 if preset.dense or input_sparsity is not None else own
         _share(sparsity)
         actor, critic = (_share(sparsity if own is None else own) for own in (actor_sparsity, critic_sparsity))
         if preset.dense and (actor or critic):
@@ -81,6 +82,8 @@ class SparseOptions:
                 f"topology {topology!r} keeps every connection, got sparsity {most:g}; leave "
                 "the sparsity out, or choose a sparse topology, as 'static' or 'set'"
             )
+        for each in (actor, critic):
+            preset.settled(each)
         options = cls(
             topology, actor, critic, distribution, dense, init or preset.init,
             preset.drop_fraction if drop_fraction is None else drop_fraction,
@@ -160,7 +163,7 @@ def _check_input(share: float, preset: Preset, topology: str, others: tuple[floa
             f"`input_sparsity` {share:g} leaves every other layer dense; leave `sparsity`, `actor_sparsity` and "
             "`critic_sparsity` out, or leave it out"
         )
-    if preset.dense or preset.prune is not None:
+    if preset.dense or preset.begins_wider:
         raise ValueError(
             f"topology {topology!r} cannot keep an input layer sparse alone; choose one that keeps its number of "
             "connections, as 'set' or 'static'"

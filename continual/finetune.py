@@ -176,11 +176,15 @@ def sparse_network(
     topology: str = "static",
     initial_topology: str | None = None,
 ) -> nn.Module:
-    """A sparse perceptron of samples (B, …) with so many weights that multiply, for a method of `PRESETS`."""
+    """A sparse perceptron of samples (B, …) with so many weights that multiply, for a method of `PRESETS`.
+
+    A method with a sparsity of its own (`sr-ste`) has that.
+    """
     sizes = [inputs, *hidden, units]
-    cells = sum(fan_in * fan_out for fan_in, fan_out in pairwise(sizes))
+    cells, method = sum(fan_in * fan_out for fan_in, fan_out in pairwise(sizes)), PRESETS[topology]
     network = SparseMLP(
-        sizes, sparsity=max(0.0, 1 - connections / cells), topology=topology if PRESETS[topology].masking else "static",
+        sizes, sparsity=max(0.0, 1 - connections / cells) if method.own_sparsity is None else None,
+        topology=topology if method.masking else "static",
         generator=generators(seed, "network")["network"], backend=backend,
         initial_topology=initial_topology,
     )  # fmt: skip

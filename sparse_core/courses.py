@@ -63,7 +63,7 @@ def starting_counts(
     """Weights per layer at the start of a method that ends with `sparsity`; an error where that cannot be met."""
     if method.begins_wider:
         check_shares(distribution)
-    final = allocate(shapes, sparsity, distribution, dense)
+    final = multiplied_counts(shapes, sparsity, method, distribution, dense)
     if not sparsity or not method.begins_wider:
         return final
     return allocate(shapes, method.starting(sparsity), distribution, dense)
@@ -77,6 +77,21 @@ def check_shares(distribution: str | Distribution) -> None:
             "training, or exceeds; take one that only shares them out, as 'erk', or a method that keeps its number, as "
             "'set'"
         )
+
+
+def multiplied_counts(
+    shapes: Sequence[tuple[int, ...]],
+    sparsity: float | None,
+    method: Preset,
+    distribution: str | Distribution,
+    dense: Collection[int],
+) -> list[int]:
+    """Weights per layer that multiply at this sparsity: shared out by the distribution, or n of every m."""
+    own = method.own_sparsity
+    if own is None or not sparsity:
+        return allocate(shapes, sparsity, distribution, dense)
+    cells = [math.prod(shape) for shape in shapes]
+    return [size if index in dense else round((1 - own) * size) for index, size in enumerate(cells)]
 
 
 class Budget:

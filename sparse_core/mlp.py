@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from sparse_core.activations import Factory, made
-from sparse_core.courses import starting_counts
-from sparse_core.distributions import Distribution, allocate
+from sparse_core.courses import multiplied_counts, starting_counts
+from sparse_core.distributions import Distribution
 from sparse_core.initial_topologies import Placing, draw, placing
 from sparse_core.layers import SparseLinear
 from sparse_core.maskings import MASKINGS
@@ -24,7 +24,8 @@ class SparseMLP(nn.Sequential):
     Args:
         sizes: features from input to output, e.g. [17, 256, 256, 6].
         sparsity: 1 - connections / Σ in × out over all layers, dense ones included, biases not; None where
-            `distribution` fixes the number of connections.
+            `distribution` fixes the number of connections, or where the method has its own (`sr-ste`: of those layers
+            that it masks, whose inputs are a multiple of m).
         topology: the method that will move its connections; see `sparsify`.
         distribution: how the connections are shared out (see `allocate`); the method's own by default.
         dense: layers kept dense: `"input"`, `"output"` or indices.
@@ -43,7 +44,7 @@ class SparseMLP(nn.Sequential):
         self,
         sizes: Sequence[int],
         *,
-        sparsity: float | None,
+        sparsity: float | None = None,
         topology: str = "static",
         distribution: str | Distribution | None = None,
         dense: str | Sequence[str | int] = "output",
@@ -61,15 +62,21 @@ class SparseMLP(nn.Sequential):
         generator = torch.default_generator if generator is None else generator
         shapes = [(fan_out, fan_in) for fan_in, fan_out in pairwise(sizes)]
         names = [str(index) for index in range(len(shapes))]
-        kept = set(range(len(shapes))) if sparsity == 0 else dense_indices(dense, names)
         method = PRESETS[topology]
+        sparsity = method.settled(sparsity)
+        kept = set(range(len(shapes))) if sparsity == 0 else dense_indices(dense, names)
+        kept |= {index for index, (_, fan_in) in enumerate(shapes) if fan_in % method.group}
+        if sparsity and method.group > 1 and len(kept) == len(shapes):
+            raise ValueError(
+                f"no layer's inputs are a multiple of {method.group}, which {topology!r} takes together: {list(sizes)}"
+            )
         distribution = method.distribution if distribution is None else distribution
         initial = initial_topology or method.initial_topology
         placing(initial)
         counts = starting_counts(shapes, sparsity, method, distribution, kept)
         falls = bool(sparsity) and method.begins_wider
         masking = method.rule(method.masking, MASKINGS)
-        active = allocate(shapes, sparsity, distribution, kept)
+        active = multiplied_counts(shapes, sparsity, method, distribution, kept)
         modules: list[nn.Module] = []
         for index, ((fan_out, fan_in), count) in enumerate(zip(shapes, counts, strict=True)):
             if count == fan_in * fan_out and (index in kept or not falls):

@@ -71,12 +71,18 @@ def _fresh(optimizer: Optimizer, parameter: Tensor, name: str) -> float:
 def check_held(layers: Mapping[str, SparseLinear], optimizer: Optimizer) -> None:
     """Raise a `ValueError` where the optimizer does not hold the values of a layer that is trained."""
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    absent = [name for name, layer in layers.items() if layer.values.requires_grad and id(layer.values) not in held]
+    absent = [name for name, layer in layers.items() if not {id(p) for p in _learning(layer)} <= held]
     if absent:
         raise ValueError(
             f"the optimizer does not hold the values of {', '.join(map(repr, absent))}; make it after the layers, "
             "or call `requires_grad_(False)` on values that are not trained"
         )
+
+
+def _learning(layer: SparseLinear) -> list[Tensor]:
+    """What a layer's connections learn: values, and thresholds of a masking."""
+    own = [layer.values, *([] if layer.masking is None else layer.masking.parameters())]
+    return [parameter for parameter in own if parameter.requires_grad]
 
 
 def warm_up(optimizer: Optimizer, steps: int) -> None:

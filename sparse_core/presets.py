@@ -113,6 +113,28 @@ class Preset:
         """Whether it ends with exactly the sparsity that it is asked for."""
         return self.masking is None or MASKINGS[self.masking].exact
 
+    @property
+    def own_sparsity(self) -> float | None:
+        """The sparsity that its masks have, where nothing else can be (n of m weights); None where it is asked for."""
+        rule = self.rule(self.masking, MASKINGS)
+        return None if rule is None or rule.sparsity is None else rule.sparsity(**options_of(rule))
+
+    @property
+    def group(self) -> int:
+        """A layer's inputs must be a multiple of this; one whose are not stays dense."""
+        rule = self.rule(self.masking, MASKINGS)
+        return 1 if rule is None or rule.group is None else rule.group(**options_of(rule))
+
+    def settled(self, sparsity: float | None) -> float | None:
+        """The sparsity to take where this one is asked for, or none; a `ValueError` where that cannot be."""
+        own = self.own_sparsity
+        if own is not None and sparsity and abs(sparsity - own) > 1e-6:
+            raise ValueError(
+                f"masking {self.masking!r} makes every masked layer {own:g} sparse by its groups, got sparsity "
+                f"{sparsity:g}; leave it out, or choose other groups, as 'sr-ste:n=1:m=4' for 0.75"
+            )
+        return own if sparsity is None else sparsity
+
     def starting(self, sparsity: float) -> float:
         """Sparsity with which training begins where it is to end with `sparsity`."""
         if self.begin is not None:

@@ -130,7 +130,7 @@ class Sparsifier:
         self.steps = 0
         self.changes = 0
         self._pending = False
-        self._weight_steps = dict.fromkeys(self.layers, 0)  # weights × steps, up to the step `_summed`
+        self._weight_steps: dict[str, Any] = dict.fromkeys(self.layers, 0)  # weights × steps, up to the step `_summed`
         self._summed = 0
         if method.warmup:
             warm_up(optimizer, method.warmup)
@@ -305,7 +305,9 @@ class Sparsifier:
 
     def _sum_up(self) -> None:
         for name, layer in self.layers.items():
-            self._weight_steps[name] += layer.multiplied * (self.steps - self._summed)
+            # Kept as a tensor where it is one: this may be asked at every step.
+            count = layer.nnz if layer.masking is None else layer.masking.kept.sum()
+            self._weight_steps[name] = self._weight_steps[name] + count * (self.steps - self._summed)
         self._summed = self.steps
 
     @property
@@ -314,7 +316,7 @@ class Sparsifier:
         since = self.steps - self._summed
         now = {name: layer.multiplied for name, layer in self.layers.items()}
         return {
-            name: (self._weight_steps[name] + count * since) / self.steps if self.steps else float(count)
+            name: (int(self._weight_steps[name]) + count * since) / self.steps if self.steps else float(count)
             for name, count in now.items()
         }
 
@@ -446,7 +448,7 @@ class Sparsifier:
             "pruned_neurons": dict(self.neurons.gone),
             "memory": {name: dict(own) for name, own in self._memory.items()},
             "marks": {name: dict(own) for name, own in self._marks.items()},
-            "weight_steps": dict(self._weight_steps),
+            "weight_steps": {name: int(count) for name, count in self._weight_steps.items()},
             "summed": self._summed,
             "course": None if self._course is None else self._course.start,
         }

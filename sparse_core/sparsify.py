@@ -16,8 +16,8 @@ from torch import nn
 
 from sparse_core.conv import SparseConv2d, Unit, reason_against
 from sparse_core.correlated import Correlated
-from sparse_core.courses import starting_counts
-from sparse_core.distributions import Distribution, allocate
+from sparse_core.courses import multiplied_counts, starting_counts
+from sparse_core.distributions import Distribution
 from sparse_core.initial_topologies import Placing, draw, placing
 from sparse_core.layers import SparseLinear, sparse_layers
 from sparse_core.maskings import MASKINGS
@@ -75,7 +75,8 @@ def sparsify(
         model: any module; a plain `nn.Linear` or `nn.Conv2d` is returned as a sparse layer.
         sparsity: 1 - weights / cells over all weight matrices of the model (parameters with two or
             more axes), dense ones included; 0 leaves the model as it is. None where the distribution fixes the number
-            of connections (`"epsilon"`, `"densities:0.1,0.2"`, `"counts:100,200"`).
+            of connections (`"epsilon"`, `"densities:0.1,0.2"`, `"counts:100,200"`), or where the method has its own
+            (`sr-ste`: of those layers that it masks; one whose inputs are no multiple of m stays dense).
         topology: the method that will move its connections, a name from `PRESETS`. One that comes down to `sparsity`
             along training (GMP, GraNet) starts with its own; every layer that may be sparse is, then, full ones, too.
         distribution: see `allocate`; the method's own by default, which is ERK for most.
@@ -106,6 +107,7 @@ def sparsify(
     initial = initial_topology or PRESETS[topology].initial_topology
     generator = torch.default_generator if generator is None else generator
     method = PRESETS[topology]
+    sparsity = method.settled(sparsity)
     masking = method.rule(method.masking, MASKINGS)
     wanted = _wanted(model, chosen, full=sparsity != 0 and method.begins_wider)
     if topologies is None:
@@ -177,12 +179,14 @@ def plan(
 ) -> Plan:
     """What `sparsify` would do with these arguments, without doing it."""
     method = PRESETS[topology]
+    sparsity = method.settled(sparsity)
     distribution = method.distribution if distribution is None else distribution
     already = sparse_layers(model)
     if already and sparsity != 0:
         raise ValueError(f"the model has sparse layers already: {', '.join(already)}; sparsify a dense model, once")
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     skipped = _skipped(model, layers, include, exclude, dense if sparsity != 0 else ())
+    skipped = _ungrouped(layers, method.group) | skipped
     chosen = [name for name in layers if name not in skipped]
     _check_initial(initial_topology or method.initial_topology, [layers[name] for name in chosen])
     shapes: list[tuple[int, ...]] = [tuple(layers[name].weight.shape) for name in chosen]
@@ -197,9 +201,15 @@ def plan(
         cells, each = [math.prod(shape) for shape in shapes], [kernels.get(name, 1) for name in chosen]
         counts = _whole_kernels(counts[: len(shapes)], cells, each)
     planned = dict(zip(chosen, counts, strict=False))
-    active = allocate([*shapes, *others], sparsity, distribution, fixed) if method.masking else []
+    active = multiplied_counts([*shapes, *others], sparsity, method, distribution, fixed) if method.masking else []
     multiplied = dict(zip(chosen, active, strict=False))
     return Plan(*map(MappingProxyType, (planned, skipped, kernels, multiplied)))
+
+
+def _ungrouped(layers: Mapping[str, nn.Linear | nn.Conv2d], group: int) -> dict[str, str]:
+    """Layers whose inputs (of a convolution, channels) are no multiple of `group`, and so stay dense."""
+    inputs = {name: layer.weight.shape[1] for name, layer in layers.items()}
+    return {name: f"its {size} inputs are no multiple of {group}" for name, size in inputs.items() if size % group}
 
 
 def _skipped(

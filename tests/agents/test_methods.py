@@ -16,6 +16,7 @@ CHANGING = [name for name, preset in PRESETS.items() if preset.changes]
 
 
 def trained(name: str, updates: int, **options: Any) -> Any:
+    options.setdefault("sparsity", PRESETS[name].own_sparsity or 0.6)
     model = fill(agent(topology=name, period=3, policy_delay=2, total_updates=12, **options))
     for _ in range(updates):
         model.train(1, 16)
@@ -27,12 +28,16 @@ def trained(name: str, updates: int, **options: Any) -> Any:
 def test_targets_share_the_topology_and_counts_end_as_asked(name: str) -> None:
     model = trained(name, 12)
     preset = PRESETS[name]
-    start = sum(nnz(network) for network in (agent(topology=name).actor, agent(topology=name).critic))
-    end = sum(nnz(network) for network in (model.actor, model.critic))
-    assert end == start if preset.prune is None else end < start
+    fresh = agent(topology=name, sparsity=preset.own_sparsity or 0.6)
+    start, end = (sum(nnz(network) for network in (each.actor, each.critic)) for each in (fresh, model))
+    assert end == start if preset.keeps_count or preset.redistribute else end < start
     for network in (model.actor, model.critic):
-        cells = sum(layer.cells for layer in sparse_layers(network).values())
-        assert sparsity(network) == pytest.approx(0.6, abs=3 / cells)  # rounded once for each network
+        layers = sparse_layers(network).values()
+        cells = sum(layer.cells for layer in layers)
+        if preset.own_sparsity is not None:  # of the layers that are masked, one in each network here
+            assert sum(layer.multiplied for layer in layers) == cells * (1 - preset.own_sparsity)
+        elif preset.exact:
+            assert sparsity(network) == pytest.approx(0.6, abs=3 / cells)  # rounded once for each network
     assert model.changes or preset.keeps_count is False
     assert all(torch.isfinite(parameter).all() for parameter in model.policy.parameters())
 

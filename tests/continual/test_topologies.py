@@ -30,7 +30,8 @@ def test_learns_task_after_task(name: str) -> None:
     x, y = benchmark.tensors("test", 0)
     assert (made.task_scores(x, 0).argmax(1) == y).float().mean() > 0.9
     made.train(benchmark.train[1])
-    assert nnz(made.model) == 400
+    if PRESETS[name].exact and PRESETS[name].own_sparsity is None:
+        assert nnz(made.model) == 400
     after = [layer.topology for layer in sparse_layers(made.model).values()]
     assert not PRESETS[name].searches or before != after
     assert all(torch.isfinite(parameter).all() for parameter in made.model.parameters())

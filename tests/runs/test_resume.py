@@ -235,7 +235,7 @@ def test_a_run_whose_last_step_is_resumed(finished: Path, tmp_path: Path) -> Non
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("topology", sorted(PRESETS))
 def test_kill_9_with_every_topology(topology: str, finished: Path, tmp_path: Path) -> None:
-    sparsity = None if topology == "dense" else 0.6
+    sparsity = None if topology == "dense" else PRESETS[topology].own_sparsity or 0.6
     source = finished if PRESETS[topology].given else None
     changes = {**LONG, "topology": topology, "sparsity": sparsity, "topology_from": source}
     whole = train(tmp_path / "whole", **changes)
