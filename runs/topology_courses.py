@@ -13,11 +13,9 @@ from torch import Tensor
 from agents import SparseAgent
 from agents.gradients import gradient_flow_at
 from runs.given_topology import topologies
-from runs.topology_measures import Layers, distance, small_worldness
+from runs.topology_measures import Layers, Values, distance, finite, small_worldness
 from runs.topology_records import places_looked_at
 from sparse_core import Topology, generators
-
-Values = dict[str, float | None]
 
 
 def network_of(layer: str) -> str:
@@ -64,7 +62,7 @@ def gradient_flows(model: SparseAgent) -> Values:
         rows("observations"), rows("actions"), rows("next_observations"), rows("dones") * (1 - rows("timeouts")),
         rows("rewards"),
     )  # fmt: skip
-    return {name: flow if math.isfinite(flow) else None for name, flow in gradient_flow_at(model, batch).items()}
+    return finite(gradient_flow_at(model, batch))
 
 
 def flow_of_networks(flows: Values) -> dict[str, float]:

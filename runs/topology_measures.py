@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 
@@ -13,6 +14,7 @@ WIDEST = 1024  # outputs of a layer: pairing the neurons of wider ones takes sec
 MOST = 500_000  # connections of a network whose small-worldness is found in seconds
 
 Layers = Mapping[str, Topology]
+Values = dict[str, float | None]
 
 
 def distance(before: Layers, now: Layers) -> float | None:
@@ -29,3 +31,8 @@ def small_worldness(layers: Layers, generator: torch.Generator) -> SmallWorld | 
     if not stack or gaps or sum(topology.nnz for topology in stack) > MOST:
         return None
     return small_world(stack, generator)
+
+
+def finite(values: Mapping[str, float]) -> Values:
+    """The same with None for what JSON has no word for."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}

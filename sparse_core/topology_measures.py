@@ -151,8 +151,8 @@ def layer_weights(model: nn.Module) -> dict[str, nn.Parameter]:
         if isinstance(module, SparseLinear):
             found[name] = module.values
         elif isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
-            found[name] = module.weight
-    return {name: weights for name, weights in found.items() if weights.requires_grad and weights.numel()}
+            found[name] = module._parameters.get("weight")  # None where it is parametrized
+    return {name: own for name, own in found.items() if own is not None and own.requires_grad and own.numel()}
 
 
 def squared_norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
@@ -28,6 +28,12 @@ class Row(NamedTuple):
     bytes: int
     flops: float
     dense_by_nature: str
+    explored: float | None = None
+    """Share of positions that ever held a connection; None for what never moves and runs that did not record it."""
+    distance: float | None = None
+    """Topology distance between start and end."""
+    sigma: float | None = None
+    """Small-worldness at the end."""
 
 
 def rows_of(runs: Sequence[tuple[str, float, dict[str, Any]]]) -> list[Row]:
@@ -47,7 +53,26 @@ def _row(topology: str, sparsity: float, runs: list[dict[str, Any]]) -> Row:
         mean(reached) if reached else None, len(reached), mean(run["measured"]["seconds"] for run in runs),
         runs[0]["nnz"], max(run["bytes"] for run in runs), mean(run["flops"] for run in runs),
         PRESETS[topology].dense_by_nature if topology in PRESETS else "",
+        _mean(_last(run, "explored") for run in runs), _mean(_from_start(run) for run in runs),
+        _mean(((run.get("topology") or {}).get("small_world") or {}).get("sigma") for run in runs),
     )  # fmt: skip
+
+
+def _last(run: dict[str, Any], what: str) -> Any:
+    """The last of a list of measures, if the run has any."""
+    return ((run.get("topology") or {}).get(what) or [None])[-1]
+
+
+def _from_start(run: dict[str, Any]) -> float | None:
+    found: Sequence[float | None] = _last(run, "topology_distance") or [None]
+    return found[0]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Over all runs; None unless each has a value."""
+    found = [*values]
+    there = [value for value in found if value is not None]
+    return mean(there) if len(there) == len(found) else None
 
 
 def _si(count: float) -> str:

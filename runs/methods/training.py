@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from runs.methods.watching import Watch
 from runs.small_dense import weights_of
 from sparse_core import PRESETS, Adam, Correlated, SparseMLP, Sparsifier, generators, meters, settle, sparse_layers
 
@@ -45,7 +46,7 @@ def train(
     task: Task, training: Training, topology: str, sparsity: float, seed: int, tick: Callable[[], None]
 ) -> dict[str, Any]:
     """Train one perceptron, and say what it reached and cost; `tick` is called after every epoch."""
-    draws = generators(seed, "network", "batches")
+    draws = generators(seed, "network", "batches", "small-world")
     model = _network(task, training, topology, sparsity, draws["network"])
     optimizer = Adam(model.parameters(), lr=training.learning_rate)
     settle(model, training.batch_size)
@@ -61,14 +62,15 @@ def train(
         **_period(method, steps),
     )
     peak = meters.memory(model, optimizers=(optimizer,)).total
-    seconds, reached, course = 0.0, None, []
+    seconds, reached, course, watch = 0.0, None, [], Watch(model, sparsifier.choices.changes)
     for _ in range(training.epochs):
         order = torch.randperm(len(task.train[1]), generator=draws["batches"])[: steps * training.batch_size]
         for part in order.view(steps, -1).tensor_split(LOOKS):
             begun = time.process_time()  # what else runs on the machine does not lengthen it
-            _learn(model, optimizer, sparsifier, task.train, part)
+            _learn(model, optimizer, sparsifier, task.train, part, watch)
             seconds += time.process_time() - begun
             course.append(accuracy(model, *task.validation))
+            watch.look()
             if reached is None and course[-1] >= training.target:
                 reached = seconds
             peak = max(peak, meters.memory(model, optimizers=(optimizer,)).total + _remembered(sparsifier))
@@ -80,6 +82,7 @@ def train(
         "nnz": meters.nnz(model),
         "sparsity": meters.sparsity(model),
         "changes": sparsifier.changes,
+        "topology": watch.close(draws["small-world"]),
         "flops": _flops(model, sparsifier, samples, training.batch_size),
         "bytes": peak,
         "backends": {name: layer.backend for name, layer in sparse_layers(model).items()},
@@ -118,7 +121,7 @@ def _period(topology: str, steps: int) -> dict[str, int]:
 
 
 def _learn(
-    model: nn.Module, optimizer: Adam, sparsifier: Sparsifier, data: tuple[Tensor, Tensor], part: Tensor
+    model: nn.Module, optimizer: Adam, sparsifier: Sparsifier, data: tuple[Tensor, Tensor], part: Tensor, watch: Watch
 ) -> None:
     images, labels = data
     for rows in part:
@@ -126,7 +129,7 @@ def _learn(
         backward = partial(_backward, model, images[rows], labels[rows])
         backward()
         optimizer.step()
-        sparsifier.step(closure=backward)
+        watch.step(sparsifier.step(closure=backward))
 
 
 def _backward(model: nn.Module, images: Tensor, labels: Tensor) -> None:
