@@ -10,6 +10,7 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
+from runs.input_records import connections_on_real
 from runs.metrics import MetricsFile
 from runs.progress import TrainingBar
 from runs.scoring import Scorer
@@ -55,6 +56,8 @@ class Journal:
     """[step, gradient flow by layer] of every evaluation."""
     dormant: list[list[Any]] = field(default_factory=list)
     """[step, share of dormant neurons by network] of every evaluation."""
+    inputs: list[list[Any]] = field(default_factory=list)
+    """[step, see `connections_on_real` by network] of every evaluation in noisy observations."""
     curve_seconds: list[list[float]] = field(default_factory=list)
     """[step, seconds of training until then] of every evaluation."""
     curve_processor_seconds: list[list[float]] = field(default_factory=list)
@@ -148,7 +151,7 @@ class Recorder(BaseCallback):
         score = self._scorer.score(model, step)
         journal = self.journal
         dormant = dormant_shares(model)
-        flows = gradient_flows(model)
+        flows, inputs = gradient_flows(model), connections_on_real(model, step)
         moved = [distances(model, each) for each in (journal.begun, journal.evaluated_positions)]
         took = time.perf_counter() - self._clock
         journal.evaluation_seconds += took
@@ -157,6 +160,8 @@ class Recorder(BaseCallback):
         journal.curve.append([step, score.mean])
         journal.dormant.append([step, dormant])
         journal.gradient_flow.append([step, flows])
+        if inputs:
+            journal.inputs.append([step, inputs])
         if any(moved):
             journal.distances.append([step, *moved])
             journal.evaluated_positions = explored_at_first(model)
@@ -164,12 +169,12 @@ class Recorder(BaseCallback):
         journal.curve_processor_seconds.append([step, journal.processor_seconds])
         self._metrics.write(
             "eval", step, **score.as_dict(), returns=list(score.returns), dormant=dormant, gradient_flow=flows,
-            distance_from_start=moved[0], distance_from_last=moved[1],
+            distance_from_start=moved[0], distance_from_last=moved[1], **({"inputs": inputs} if inputs else {}),
             measured={"seconds": took, "training_seconds": journal.seconds},
         )  # fmt: skip
         self._show_topology(
             dormant=dormant, gradient_flow=flow_of_networks(flows), distance_from_start=moved[0],
-            distance_from_last=moved[1],
+            distance_from_last=moved[1], **_as_scalars(inputs),
         )  # fmt: skip
         self.logger.record("eval/mean_return", score.mean)
         self.logger.record("eval/std_return", score.std)
@@ -207,3 +212,9 @@ class Recorder(BaseCallback):
         assert self._start is not None
         elapsed = now - self._began
         self._bar.update(self.num_timesteps, (self.num_timesteps - self._start) / elapsed if elapsed else 0.0)
+
+
+def _as_scalars(inputs: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """What `connections_on_real` says, for TensorBoard."""
+    names = ("inputs_real_share", "inputs_per_real", "inputs_per_noise")
+    return {what: {name: each[at] for name, each in inputs.items()} for at, what in enumerate(names)} if inputs else {}

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import gymnasium
-import numpy as np
-
-import envs
 from agents import SparseAgent
 from agents.costs import training_cost, training_memory
+from runs.input_records import real_features
 from runs.recorder import Journal
 from runs.scoring import FRESH_SEED, Score
 from runs.settings import Settings
@@ -60,6 +57,7 @@ def result(
         "degrees": degree_histograms(model),
         "input_connections": input_connections(model),
         "real_features": real_features(model, settings.steps),
+        "input_course": journal.inputs,
         "train_flops": training_cost(model, model._n_updates, settings.steps),
         "bytes": {
             "parameters": memory.parameters,
@@ -71,19 +69,6 @@ def result(
         },
         "measured": measured,
     }
-
-
-def real_features(model: SparseAgent, step: int) -> list[int] | None:
-    """Which features of an observation are the environment's own after `step`; None where all of them are."""
-    env = model.get_env()
-    assert env is not None
-    layer: Any = env.envs[0]  # type: ignore[attr-defined]
-    while isinstance(layer, gymnasium.Wrapper):
-        if isinstance(layer, envs.NoisyFeatures):
-            own: list[int] = np.flatnonzero(layer.places(step) < layer.real).tolist()
-            return own
-        layer = layer.env
-    return None
 
 
 def total_sparsity(model: SparseAgent) -> float:

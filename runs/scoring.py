@@ -54,7 +54,7 @@ class Scorer:
     def score(self, model: BaseAlgorithm | None, step: int = 0) -> Score:
         """Returns of `episodes` episodes of the model's deterministic policy; None acts at random.
 
-        Features that change places are where they were at `step` of the training, and stay there.
+        Features that change places are where the last of `step` training steps saw them, and stay there.
         """
         environments = self._envs
         for each in environments.envs:
@@ -86,9 +86,17 @@ class Scorer:
         self._envs.close()
 
 
+def shown_at(step: int) -> int:
+    """After how many steps the observation was shown that the last of `step` training steps answered.
+
+    Where features change places at `step` itself, the agent has never trained on the new ones.
+    """
+    return max(step - 1, 0)
+
+
 def hold_places(env: Any, step: int) -> None:
-    """Let the features of an environment with noise be where they were at `step` of a training, and stay there."""
+    """Let features of an environment with noise be where the last of `step` training steps saw them, and stay there."""
     while isinstance(env, gymnasium.Wrapper):
         if isinstance(env, envs.NoisyFeatures):
-            env.hold(step)
+            env.hold(shown_at(step))
         env = env.env

@@ -145,6 +145,9 @@ def _agent_faults(result: dict[str, Any], cell: Cell) -> Iterator[str]:
     networks = {name.partition(".")[0] for name in result.get("input_connections") or ("actor", "critic")}
     if networks != {"actor", "critic"}:
         yield "`input_connections` must be of actor and critics"
+    features = len((result.get("input_connections") or {}).get("actor", []))
+    if not all(0 <= each < features for each in result.get("real_features") or []):
+        yield f"`real_features` must be numbers of the actor's {features} inputs"
 
 
 def _learner_faults(result: dict[str, Any]) -> Iterator[str]:

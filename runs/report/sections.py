@@ -21,6 +21,7 @@ from runs.report.curves import (
 )
 from runs.report.drawing import Palette
 from runs.report.endpoints import Endpoint
+from runs.report.inputs import draw_kept, draw_real_share, real_share
 from runs.report.loading import Evidence
 from runs.report.movement import MEANING, draw_movement, movement_rows, small_world_csv, small_world_table
 from runs.report.outputs import Files
@@ -96,6 +97,10 @@ def agent_sections(evidence: Evidence, endpoints: Sequence[Endpoint], files: Fil
         yield small_world_table(evidence, group)
         yield files.picture(f"degrees-{name}", draw_degrees(evidence, group, palette), "degree distributions")
         yield files.picture(f"inputs-{name}", draw_inputs(evidence, group), "connections out of each input")
+        yield files.picture(
+            f"real-share-{name}", draw_real_share(evidence, group, palette), "connections on real features"
+        )
+        yield files.picture(f"kept-{name}", draw_kept(evidence, group), "connections of real and noise features")
     files.contents["runs.csv"] = runs_csv(evidence, endpoints)
     files.contents["curves.csv"] = curves_csv(evidence, resamples)
     files.contents["endpoints.csv"] = endpoints_csv(evidence, endpoints)
@@ -156,7 +161,8 @@ def topology_csv(evidence: Evidence) -> bytes:
             runs = evidence.of(group, arm.name)
             found = {
                 "replaced": course(runs, 1), "explored": course(runs, 2), "dormant_actor": dormant(runs, "actor"),
-                "dormant_critic": dormant(runs, "critic"),
+                "dormant_critic": dormant(runs, "critic"), "real_share_actor": real_share(runs, "actor"),
+                "real_share_critic": real_share(runs, "critic"),
             }  # fmt: skip
             for what, points in found.items():
                 if points is not None:

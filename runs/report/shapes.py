@@ -50,6 +50,8 @@ RESULTS: dict[str, Shape] = {
         "small_world": Maybe(Each(Each(Maybe(float)))),
         "degrees": Maybe(Each({"fan_in": _POINTS, "fan_out": _POINTS})),
         "input_connections": Maybe(Each(Some(float))),
+        "real_features": Maybe(Some(float)),
+        "input_course": Maybe([(float, Each((float, float, float)))]),
         "nnz_total": float,
         "train_flops": float,
         "bytes": {"total": float},

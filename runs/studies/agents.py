@@ -153,7 +153,7 @@ def _settings(wanted: _Wanted, group: str, options: Compare) -> Settings:
 def _narrowed(flags: _ArmFlags, group: str, options: Compare, sparsity: float) -> _ArmFlags:
     """Flags of a dense agent with as many weights as a static one of this sparsity."""
     sparse = _settings(_Wanted("", replace(flags, topology="static", sparsity=sparsity)), group, options)
-    observations, actions = widths(group)
+    observations, actions = widths(group, sparse.noise)
     heads = algos.find(sparse.algo).heads
     actor, critic = agent_weights(sparse.hidden, observations, actions, heads)
     wanted = round((1 - sparse.actor_sparsity) * actor) + 2 * round((1 - sparse.critic_sparsity) * critic)

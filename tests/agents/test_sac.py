@@ -108,9 +108,9 @@ def test_growth_of_the_actor_sees_its_own_loss() -> None:
     seen: list[torch.Tensor] = []
     move = model._move_connections
 
-    def spy(policy_update: bool) -> bool:
+    def spy(*arguments: Any) -> bool:
         seen.extend(inputs for inputs, _ in model.actor.latent_pi[0].capture.pairs)
-        return move(policy_update)
+        return move(*arguments)
 
     model._move_connections = spy
     model.train(1, 16)

@@ -162,7 +162,7 @@ def test_a_step_that_is_not_there(finished: Path, unfinished: Path, capsys: pyte
 @pytest.mark.parametrize(
     ("what", "names"),
     [
-        ("algos", ["td3"]),
+        ("algos", ["sac", "td3"]),
         ("topologies", PRESETS),
         ("drop", DROP_RULES),
         ("grow", GROW_RULES),

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import assert_equal_runs, in_a_fork, main, result_of, train
 from tiny_runs import flags as flags_of
 
 import envs
+from runs.input_records import shares_of
 from runs.scoring import Scorer
 
 NOISY: dict[str, Any] = dict(
@@ -31,9 +33,16 @@ def test_result_says_what_the_agent_saw(finished: Path) -> None:
     assert result["sparsity_by_network"]["actor"] == pytest.approx(round(0.8 * 34 * 16) / (34 * 16 + 256 + 96))
     assert len(result["input_connections"]["actor"]) == 34
     env = envs.make("HalfCheetah-v5", noise=envs.Noise(0.5, seed=0, permute_every=250))
-    places = env.env.places(700)
+    places = env.env.places(699)
     env.close()
     assert result["real_features"] == np.flatnonzero(places < 17).tolist() != list(range(17))
+    course = result["input_course"]
+    assert [step for step, _ in course] == [step for step, _ in result["curve"]] == [300, 600, 700]
+    assert course[-1][1] == shares_of(result["input_connections"], result["real_features"])
+    assert course[-1][1]["actor"][0] == pytest.approx(0.5, abs=0.15)  # half are real, and nothing was learned yet
+    events = EventAccumulator(str(finished / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("inputs_real_share/critic")] == [300, 600, 700]
+    assert events.Scalars("inputs_per_noise/actor")[-1].value == pytest.approx(course[-1][1]["actor"][2])
     config = json.loads((finished / "config.json").read_text())["settings"]
     assert (config["noise_features"], config["input_sparsity"], config["dense"]) == (0.5, 0.8, ["output"])
 

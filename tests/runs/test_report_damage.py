@@ -64,6 +64,10 @@ def test_invented_results_are_as_they_should_be() -> None:
             lambda r: r["input_connections"].pop("critic.qf0"),
             f"damaged: {BAD}: `input_connections` must be of actor and critics",
         ),
+        (
+            lambda r: r.update(real_features=[0, 3]),
+            f"damaged: {BAD}: `real_features` must be numbers of the actor's 3 inputs",
+        ),
         (lambda r: r["curve"].pop(), f"left out: {BAD}: other evaluations, inputs or tasks than most runs of its arm"),
         (
             lambda r: r["input_connections"]["actor"].pop(),
