@@ -26,6 +26,7 @@ from sparse_core.grow import GROW_RULES, grow_rule
 from sparse_core.initial_topologies import INITIAL_TOPOLOGIES, initial_topology
 from sparse_core.initialisation import INITIALISATIONS
 from sparse_core.layers import SparseLinear, sparse_layers
+from sparse_core.maskings import MASKINGS, Masking, masking
 from sparse_core.mlp import SparseMLP
 from sparse_core.optimizer_state import carry_state
 from sparse_core.presets import PRESETS, Preset
@@ -44,6 +45,7 @@ from sparse_core.topology_measures import (
     in_time_overparameterisation,
     network_distance,
 )
+from sparse_core.unmasking import to_semi_structured, to_sparse
 from sparse_core.view import Constraint, LayerView
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "GROW_RULES",
     "INITIALISATIONS",
     "INITIAL_TOPOLOGIES",
+    "MASKINGS",
     "PRESETS",
     "REDISTRIBUTIONS",
     "SCHEDULES",
@@ -65,6 +68,7 @@ __all__ = [
     "Correlated",
     "Every",
     "LayerView",
+    "Masking",
     "NetworkDistance",
     "Plan",
     "Preset",
@@ -91,6 +95,7 @@ __all__ = [
     "grow_rule",
     "in_time_overparameterisation",
     "initial_topology",
+    "masking",
     "network_distance",
     "plan",
     "redistribution",
@@ -98,4 +103,6 @@ __all__ = [
     "small_world",
     "sparse_layers",
     "sparsify",
+    "to_semi_structured",
+    "to_sparse",
 ]

@@ -104,7 +104,11 @@ def _jobs(options: Methods) -> Iterator[Job]:
         yield Job("dense", 0.0, seed)
         for sparsity in sparsities:
             for name in (SMALL_DENSE, *chosen):
-                yield Job(name, sparsity, seed)
+                own = None if name == SMALL_DENSE else PRESETS[name].own_sparsity
+                if own is None:
+                    yield Job(name, sparsity, seed)
+                elif sparsity == sparsities[0]:  # once, at the only one it has
+                    yield Job(name, own, seed)
 
 
 def _finished(out: Path, jobs: list[Job], images: str, training: Training) -> dict[Job, dict[str, Any]]:

@@ -94,6 +94,22 @@ def test_images_say_where_connections_begin(tmp_path: Path, capsys: pytest.Captu
     assert not (tmp_path / "never").exists()
 
 
+def test_masked_methods_are_in_the_table_with_what_they_execute(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["top-kast", "sr-ste", "trainable-threshold"]
+    assert main([*SMALL, ",".join(names), "--out", str(tmp_path)]) == 0
+    table = capsys.readouterr().out
+    with (tmp_path / "table.csv").open() as file:
+        rows = {row["topology"]: row for row in csv.DictReader(file)}
+    cells = 64 * 24 + 24 * 24 + 24 * 10
+    assert int(rows["top-kast"]["nnz"]) == int(rows["static"]["nnz"]) == cells - round(0.8 * cells)
+    assert (int(rows["sr-ste"]["nnz"]), rows["sr-ste"]["sparsity"]) == (cells // 2, "0.5")  # its own, whatever is asked
+    assert all(rows[name]["flops"] == rows["dense"]["flops"] for name in names)
+    assert all(int(rows[name]["bytes"]) > int(rows["dense"]["bytes"]) for name in names)
+    assert "| top-kast * |" in table
+
+
 def test_mistakes_are_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["--out", str(tmp_path / "never")]
     assert "no topology called 'sett'; did you mean 'set'?" in fails(capsys, "--topologies", "sett", *out)

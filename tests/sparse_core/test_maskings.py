@@ -10,7 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sparse_core import PRESETS, Adam, SparseConv2d, SparseLinear, SparseMLP, Sparsifier, plan, sparse_layers, sparsify
+from sparse_core import (
+    PRESETS,
+    Adam,
+    SparseConv2d,
+    SparseLinear,
+    SparseMLP,
+    Sparsifier,
+    plan,
+    sparse_layers,
+    sparsify,
+    to_semi_structured,
+    to_sparse,
+)
 from sparse_core.maskings import MASKINGS
 from sparse_core.meters import forward_flops, layer_counts, memory, nnz, sparsity, stored, training_flops
 
@@ -423,3 +435,60 @@ def test_masks_are_no_topology_and_wait_for_nobody(name: str) -> None:
     for _ in range(4):
         assert sparsifier.step(allowed=False) == {}
     assert sparsifier.changes == 2
+
+
+# After training
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_a_masked_model_becomes_truly_sparse_with_the_same_outputs(name: str) -> None:
+    model = network(name)
+    optimizer = Adam(model.parameters(), lr=0.02)
+    train(model, optimizer, Sparsifier.preset(name, model, optimizer), range(10))
+    sparse = to_sparse(model)
+    inputs = torch.randn(5, 8, generator=seeded(1))
+    torch.testing.assert_close(sparse(inputs), model(inputs))
+    assert stored(sparse) == nnz(sparse) == nnz(model) < stored(model)
+    assert {key.rpartition(".")[2] for key, _ in sparse.named_parameters()} == {"values", "bias"}
+    optimizer = Adam(sparse.parameters(), lr=0.02)
+    moving = Sparsifier.preset("set", sparse, optimizer, period=2)
+    train(sparse, optimizer, moving, range(10, 14))
+    assert moving.changes == 2
+
+
+def test_a_masked_convolution_becomes_truly_sparse() -> None:
+    conv: Any = sparsify(nn.Conv2d(4, 6, 3), 0.8, topology="top-kast", dense=())
+    images = torch.randn(2, 4, 6, 6, generator=seeded())
+    sparse: Any = to_sparse(conv)
+    torch.testing.assert_close(sparse(images), conv(images))
+    assert (sparse.nnz, sparse.cells) == (conv.cells - round(0.8 * conv.cells), conv.cells)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SparseLinear(64, 32, sparsity=0.0), r"layer '' has 4 weights in some 4 inputs, not 2; train it with"),
+        (lambda: SparseLinear(60, 32, sparsity=0.5), r"layer '' must be linear, with outputs a multiple of 32.*32×60"),
+        (lambda: SparseConv2d(64, 32, 1, sparsity=0.5), r"got 32×64 of a SparseConv2d; keep it dense"),
+    ],
+)
+def test_what_is_not_2_to_4_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        to_semi_structured(make())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_2_to_4_wants_a_gpu() -> None:
+    model = sparsify(nn.Linear(64, 32), topology="sr-ste", dense=())
+    with pytest.raises(ValueError, match=r"`dtype` must be torch\.float16 or torch\.bfloat16, got torch\.float32"):
+        to_semi_structured(model, torch.float32)
+    with pytest.raises(RuntimeError, match=r"2:4 weights multiply on an NVIDIA GPU of compute capability 8\.0"):
+        to_semi_structured(model)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_2_to_4_on_a_gpu_has_the_same_outputs() -> None:
+    model = sparsify(nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 32)), topology="sr-ste", dense=())
+    inputs = torch.randn(64, 128, generator=seeded())
+    outputs = to_semi_structured(model)(inputs.cuda().half())
+    torch.testing.assert_close(outputs.float().cpu(), model(inputs), rtol=1e-2, atol=1e-2)
