@@ -85,10 +85,10 @@ def draw_movement(evidence: Evidence, group: str, palette: Palette) -> Figure | 
         for row, what in enumerate(("distance from the start", "distance between evaluations", "gradient flow")):
             plain(panels[row, column], title=f"{what}: {title}")
             short_numbers(panels[row, column].xaxis)
-            if row < 2:
-                panels[row, column].set_ylim(bottom=0)
-            elif panels[row, column].lines:
+            if row == 2:
                 panels[row, column].set_yscale("log", nonpositive="mask")
+            elif panels[row, column].lines:
+                panels[row, column].set_ylim(0, max(1.05 * panels[row, column].dataLim.y1, 0.01))
         panels[2, column].set_xlabel("environment steps")
     made.legend(handles.values(), handles, loc="outside right center", frameon=False, fontsize=8)
     return made if handles else None
