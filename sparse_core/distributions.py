@@ -129,8 +129,9 @@ def allocate(
             f"dense and each other layer needs one, so at most {most:.6g} can; lower it, widen the network or keep "
             "fewer layers dense"
         )
-    counts = list(cells)
-    for index, count in zip(sparse, _fill(relative, [cells[i] for i in sparse], budget), strict=True):
+    counts, own = list(cells), [cells[index] for index in sparse]
+    filled = _rounded([d * size for d, size in zip(relative, own, strict=True)], budget) if fixed else None
+    for index, count in zip(sparse, filled or _fill(relative, own, budget), strict=True):
         counts[index] = count
     return counts
 
@@ -195,6 +196,15 @@ def _checked(relative: list[float], what: str, layers: int) -> list[float]:
             f"{what} must return one positive density for each of the {layers} sparse layers, got {relative!r}"
         )
     return relative
+
+
+def _rounded(wanted: list[float], budget: int) -> list[int]:
+    """Whole numbers next to these, with the sum `budget`: the largest remainders are rounded up, ties by index."""
+    counts = [math.floor(number + 1e-9) for number in wanted]
+    order = sorted(range(len(wanted)), key=lambda index: (counts[index] - wanted[index], index))
+    for index in order[: budget - sum(counts)]:
+        counts[index] += 1
+    return counts
 
 
 def _fill(relative: list[float], cells: list[int], budget: int) -> list[int]:

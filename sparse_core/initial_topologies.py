@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sparse_core.draws import among, distinct_in_rows, sample_distinct, sample_outside
 from sparse_core.registry import Rules
-from sparse_core.signals import row_blocks
 from sparse_core.topology import Topology
+from sparse_core.weighted_draws import first_drawn
 
 Shape = tuple[int, int]
 Placing = Callable[..., Tensor]
@@ -109,19 +109,10 @@ def receptive_fields(shape: Shape, count: int, generator: torch.Generator, *, r:
     if r == 0:
         return _lattice(shape, count)
     rows, width = shape
-    fan_in = even_counts(rows, count)
-    most = int(fan_in.max())
     steps = torch.arange(width)
-    cost = (1 - r) / r * torch.minimum(steps, width - steps).add(1).double().log().float()
-    found = []
-    for start, stop in row_blocks(shape):
-        # A race: who arrives first at rate (1 + distance)^-…, is drawn first without replacement.
-        offset = (steps - _centres(shape)[start:stop, None]) % width
-        arrival = torch.empty(stop - start, width).exponential_(generator=generator).log_().add_(cost[offset])
-        first = arrival.topk(most, largest=False).indices
-        among_first = torch.arange(most) < fan_in[start:stop, None]
-        found.append((torch.arange(start, stop)[:, None] * width + first)[among_first])
-    return torch.cat(found).sort().values
+    odds = (1 - r) / r * torch.minimum(steps, width - steps).add(1).double().log()
+    row, step = first_drawn(-odds, even_counts(rows, count), generator)
+    return (row * width + (_centres(shape)[row] + step) % width).sort().values
 
 
 @initial_topology("scale-free")
