@@ -98,7 +98,7 @@ def _layers(model: SparseAgent) -> dict[str, SparseLinear | nn.Linear]:
 def degree_histograms(model: SparseAgent) -> dict[str, dict[str, list[list[int]]]]:
     """Per sparse layer, how many neurons have how many connections: `fan_in` of outputs, `fan_out` of inputs."""
     return {
-        name: {"fan_in": _histogram(layer.topology.fan_in), "fan_out": _histogram(layer.topology.fan_out)}
+        name: {"fan_in": _histogram(layer.active_topology.fan_in), "fan_out": _histogram(layer.active_topology.fan_out)}
         for name, layer in _layers(model).items()
         if isinstance(layer, SparseLinear)
     }
@@ -116,5 +116,5 @@ def input_connections(model: SparseAgent) -> dict[str, list[int]]:
         network = "actor" if name.startswith("actor.") else name.rpartition(".")[0]
         if network not in found:  # its first layer
             full = [layer.out_features] * layer.in_features
-            found[network] = layer.topology.fan_out.tolist() if isinstance(layer, SparseLinear) else full
+            found[network] = layer.active_topology.fan_out.tolist() if isinstance(layer, SparseLinear) else full
     return found

@@ -232,6 +232,13 @@ class SparseLinear(nn.Module):
         return Topology(self.shape, self.row_pointer.cpu().clone(), self.columns.cpu().clone())
 
     @property
+    def active_topology(self) -> Topology:
+        """A snapshot of where weights multiply: the topology, but for a masking."""
+        if self.masking is None:
+            return self.topology
+        return Topology.from_positions(self.shape, self.masking.kept.nonzero().squeeze(1).cpu())
+
+    @property
     def positions(self) -> Tensor:
         """Flat positions of the movable connections, (n,) int64, ascending; kept by `gemm`, else worked out."""
         kept = self._buffers.get("gemm_positions")

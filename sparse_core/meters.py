@@ -248,6 +248,6 @@ def topology_distance(first: Topology, second: Topology) -> float:
 
 
 def degrees(layer: SparseLinear) -> dict[str, Tensor]:
-    """Connections per output (`fan_in`) and per input (`fan_out`), int64."""
-    topology = layer.topology
+    """Connections that multiply per output (`fan_in`) and per input (`fan_out`), int64."""
+    topology = layer.active_topology
     return {"fan_in": topology.fan_in, "fan_out": topology.fan_out}

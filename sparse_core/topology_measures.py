@@ -31,7 +31,7 @@ class NetworkDistance(NamedTuple):
 
 def topologies(model: nn.Module) -> dict[str, Topology]:
     """The topology of every sparse layer by the layer's name, as it is now."""
-    return {name: layer.topology for name, layer in sparse_layers(model).items()}
+    return {name: layer.active_topology for name, layer in sparse_layers(model).items()}
 
 
 def network_distance(a: nn.Module | Mapping[str, Topology], b: nn.Module | Mapping[str, Topology]) -> NetworkDistance:

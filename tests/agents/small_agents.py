@@ -86,10 +86,10 @@ PAIRS = (("actor", "actor_target"), ("critic", "critic_target"))
 
 
 def target_distance(model: SparseTD3) -> float:
-    """The largest distance between a layer's topology and that of its target."""
+    """The largest distance between a layer's topology, or what it multiplies, and that of its target."""
     return max(
         (
-            topology_distance(layer.topology, sparse_layers(getattr(model, target))[name].topology)
+            topology_distance(layer.active_topology, sparse_layers(getattr(model, target))[name].active_topology)
             for online, target in PAIRS
             for name, layer in sparse_layers(getattr(model, online)).items()
         ),

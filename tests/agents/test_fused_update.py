@@ -149,6 +149,7 @@ TAKEN: dict[str, tuple[bool, dict[str, Any]]] = {
     "defaults": (True, {}),
     "dense": (True, dict(topology="dense", sparsity=0)),
     "other backend": (False, dict(backend="rows")),
+    "masks": (False, dict(topology="top-kast")),
     "other activation": (False, dict(policy_kwargs=dict(net_arch=[16, 16], activation_fn=nn.ELU))),
     "other optimizer": (False, dict(policy_kwargs=dict(net_arch=[16, 16], optimizer_class=torch.optim.Adam))),
     "shared extractor": (True, dict(policy_kwargs=dict(net_arch=[16, 16], share_features_extractor=True))),

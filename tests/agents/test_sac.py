@@ -12,7 +12,7 @@ from stable_baselines3.common.utils import set_random_seed
 
 from agents import AGENT_PRESETS, SparseSAC
 from agents.costs import training_cost
-from sparse_core import Adam, sparse_layers
+from sparse_core import PRESETS, Adam, sparse_layers
 from sparse_core.meters import nnz, sparsity
 
 
@@ -209,3 +209,16 @@ def test_grasp_looks_at_gradients_again_and_draws_nothing() -> None:
     assert nnz(model.actor) < begun
     cells = sum(layer.cells for layer in sparse_layers(model.actor).values())
     assert sparsity(model.actor) == pytest.approx(0.6, abs=1 / cells)
+
+
+@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.masking])
+def test_masked_methods_train_it_and_its_targets_keep_the_same(name: str) -> None:
+    model = sac(topology=name, sparsity=PRESETS[name].own_sparsity or 0.6, period=3)
+    train_alike(9, model)
+    assert model.changes == 3
+    assert model.critic_sparsifier is not None
+    for layer in sparse_layers(model.critic).values():
+        assert layer.nnz == layer.cells
+        assert layer.multiplied < layer.cells or not PRESETS[name].exact
+    online, target = (sparse_layers(network) for network in (model.critic, model.critic_target))
+    assert all(torch.equal(layer.masking.kept, target[key].masking.kept) for key, layer in online.items())

@@ -11,19 +11,22 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sparse_core import (
+    MASKINGS,
     PRESETS,
     Adam,
+    Masking,
+    Preset,
     SparseConv2d,
     SparseLinear,
     SparseMLP,
     Sparsifier,
+    masking,
     plan,
     sparse_layers,
     sparsify,
     to_semi_structured,
     to_sparse,
 )
-from sparse_core.maskings import MASKINGS
 from sparse_core.meters import forward_flops, layer_counts, memory, nnz, sparsity, stored, training_flops
 
 
@@ -274,6 +277,27 @@ def test_sr_ste_groups_input_channels_of_a_convolution() -> None:
     torch.testing.assert_close(conv(images), conv.to_dense()(images))
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 1000))
+def test_exactly_n_of_every_m_whatever_happens(n: int, more: int, rows: int, groups: int, seed: int) -> None:
+    m = n + more
+    layer = SparseLinear(groups * m, rows, sparsity=0.0, generator=seeded(seed))
+    with torch.no_grad():
+        layer.values.mul_(3).round_()  # with ties, and zeros
+    name = f"sr-ste:n={n}:m={m}"
+    layer.masking = MASKINGS[name].choose(layer, rows * groups * n)
+    optimizer = Adam(layer.parameters(), lr=0.3)
+    sparsifier = Sparsifier.preset(name, layer, optimizer)
+    for step in range(4):
+        optimizer.zero_grad()
+        layer(torch.randn(4, groups * m, generator=seeded(step))).square().mean().backward()
+        optimizer.step()
+        sparsifier.step()
+        assert (layer.masking.kept.view(-1, m).sum(1) == n).all()
+        weakest = layer.values.abs().where(layer.masking.kept, torch.inf).view(-1, m).amin(1)
+        assert (layer.values.abs().where(~layer.masking.kept, 0).view(-1, m).amax(1) <= weakest).all()
+
+
 def test_layers_whose_inputs_are_no_multiple_stay_dense() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 16), nn.Linear(16, 4))
@@ -409,6 +433,33 @@ def test_a_user_s_own_model_is_masked_with_its_weights(name: str) -> None:
         assert torch.equal(layer.to_dense().weight, matrix * layer.masking.kept.view_as(matrix))
         if PRESETS[name].exact:
             assert layer.multiplied == plan(dense, 0.75, topology=name, dense=()).multiplied[index]
+
+
+def test_a_masking_from_outside_trains_with_the_public_registry_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for registry in (MASKINGS, PRESETS):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+
+    @masking("positive", exact=False)
+    class Positive(Masking):
+        """Multiply weights above a floor."""
+
+        def __init__(self, layer: Any, count: int, *, floor: float = 0.0) -> None:
+            super().__init__(layer, count)
+            self.floor = floor
+            self.refresh(layer.values.detach())
+
+        def refresh(self, values: Tensor) -> None:
+            self.kept.copy_(values > self.floor)
+
+    PRESETS.add("positive", Preset("weights above a floor", masking="positive", begin=0.0, period=2))
+    model = network("positive:floor=0.05")
+    optimizer = Adam(model.parameters(), lr=0.02)
+    sparsifier = Sparsifier.preset("positive:floor=0.05", model, optimizer)
+    first = train(model, optimizer, sparsifier, range(1))
+    assert train(model, optimizer, sparsifier, range(1, 40)) < first
+    sparsifier.update()
+    layer = sparse_layers(model)["0"]
+    assert (layer.active_values > 0.05).sum() == layer.multiplied == layer.active_topology.nnz
 
 
 def test_a_masked_layer_neither_moves_nor_freezes() -> None:
