@@ -73,6 +73,7 @@ CASES = [
     ("spacenet", {"channels": (16, 8), "hidden": (20,), "optimizer": "adamw", "learning_rate": 0.01}),
     ("sparse-finetune", {"optimizer": "momentum", "learning_rate": 0.05}),
     ("sparse-finetune", {"optimizer": "adam", "learning_rate": 0.01, "options": {"topology": "rigl"}}),
+    ("sparse-finetune", {"optimizer": "adam", "learning_rate": 0.01, "options": {"topology": "trainable-threshold"}}),
 ]
 
 
