@@ -159,12 +159,11 @@ class SparseAgent(MovingTopologies):
             check_elementwise(self.critic.optimizer)
 
     def _choose_buffer(self) -> None:
-        """Take a replay buffer of ours where the user leaves that to the agent."""
-        chosen = self.replay_options
-        plain = self.n_steps == 1 and chosen.minimum is None
-        if self.replay_buffer_class is None and not self.optimize_memory_usage:
-            self.replay_buffer_class = Float32ReplayBuffer if plain else NStepReplay
-        elif (chosen.onset or chosen.minimum is not None) and self.replay_buffer_class is not NStepReplay:
+        """Take a replay buffer of ours where the user leaves that to the agent; plain long returns are SB3's own."""
+        special = self.replay_options.onset > 0 or self.replay_options.minimum is not None
+        if self.replay_buffer_class is None and not self.optimize_memory_usage and (special or self.n_steps == 1):
+            self.replay_buffer_class = NStepReplay if special else Float32ReplayBuffer
+        elif special and self.replay_buffer_class is not NStepReplay:
             raise ValueError(
                 "`n_step_onset` and `buffer_min` are for the agent's own replay buffer; leave "
                 "`replay_buffer_class` and `optimize_memory_usage` out, or these settings"

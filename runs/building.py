@@ -85,6 +85,7 @@ def _build(
         capture_batches=settings.capture_batches,
         topologies=topologies,
         backend=backend,
+        replay_buffer_class=NStepReplay if settings.n_steps > 1 else None,  # whose rows can be stored
         n_steps=settings.n_steps,
         n_step_onset=settings.n_step_onset,
         buffer_min=settings.buffer_min,

@@ -67,7 +67,7 @@ AGENTS = [
 
 def _score(kind: str, name: str) -> Callable[[Run], float | None]:
     def of(run: Run) -> float | None:
-        value = run.result[kind][name]["mean"]
+        value = run.result[kind][name].get("mean")
         return None if value is None else float(value)
 
     return of

@@ -8,6 +8,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise
 
+from agents import SparseSAC, SparseTD3
 from sparse_core import PRESETS
 from sparse_core.meters import sparsity
 
@@ -38,3 +39,17 @@ def test_reach(topology: str) -> None:
     model.learn(700)
     reward = evaluate_policy(model, Monitor(reach()), n_eval_episodes=20)[0] / EPISODE
     assert reward > -0.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [SparseSAC, SparseTD3])
+def test_reach_as_sac_and_over_several_steps(kind: type) -> None:
+    """The same toy, by SAC, and with delayed returns over three steps and a buffer that forgets."""
+    several = dict(n_steps=3, n_step_onset=200, buffer_min=300, buffer_every=50, action_noise=None)
+    model = agent(
+        kind=kind, sparsity=0.6, topology="rigl", period=50, gamma=0.0, learning_rate=3e-3, batch_size=64,
+        buffer_size=5_000, learning_starts=200, policy_kwargs=dict(net_arch=[32, 32]), backend="gemm", **several,
+    )  # fmt: skip
+    model.learn(900)
+    assert model.replay_buffer.oldest > 0
+    assert evaluate_policy(model, Monitor(reach()), n_eval_episodes=20)[0] / EPISODE > -0.3

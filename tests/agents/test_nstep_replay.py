@@ -149,7 +149,8 @@ def test_returns_become_long_and_old_rows_go(kind: type) -> None:
 
 
 def test_growth_sees_nothing_of_the_look_at_old_rows() -> None:
-    options = dict(n_step_onset=0, period=4, buffer_distance=9.0)  # a look, but nothing goes
+    # A look, but nothing goes.
+    options: dict[str, Any] = dict(n_step_onset=0, period=4, buffer_distance=9.0, replay_buffer_class=NStepReplay)
     looking, plain = (fill(rlx2(buffer_min=least, **options)) for least in (10, None))
     for model in (looking, plain):
         set_random_seed(1)
@@ -190,6 +191,19 @@ def test_training_goes_on_from_a_file_as_from_memory(kind: Any, tmp_path: Any) -
 def test_what_cannot_be_is_said(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         agent(**options)
+
+
+def test_plain_long_returns_are_sb3s_own_unless_ours_are_asked_for() -> None:
+    theirs, ours = (
+        agent(sparsity=0.5, backend="gemm", n_steps=3, replay_buffer_class=kind) for kind in (None, NStepReplay)
+    )
+    assert type(theirs.replay_buffer) is NStepReplayBuffer
+    assert type(ours.replay_buffer) is NStepReplay
+    for model in (theirs, ours):
+        set_random_seed(7)
+        fill(model).train(8, 16)
+    for name, weights in theirs.policy.state_dict().items():
+        torch.testing.assert_close(ours.policy.state_dict()[name], weights, rtol=0, atol=1e-5)
 
 
 def test_a_buffer_of_ones_own_stays() -> None:

@@ -40,6 +40,12 @@ def test_flags_beat_the_preset() -> None:
 
 
 @pytest.mark.slow
+def test_long_returns_alone_can_be_stored(tmp_path: Path) -> None:
+    directory = train(tmp_path / "run", n_steps=3, steps=400)
+    assert state_of(directory)["state"]["agent"]["first_row"] == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", ["td3", "sac"])
 def test_killed_and_resumed(algo: str, tmp_path: Path) -> None:
     preset: dict[str, Any] = dict(preset="rlx2") if algo == "td3" else dict(
