@@ -164,7 +164,7 @@ def streamed_largest(
     """
     if count == 0:
         return torch.empty(0, dtype=torch.int64)
-    best = _Best(count)
+    best = _Best(count, min(2 * count + 2 * max(BLOCK_CELLS, shape[1]), shape[0] * shape[1]))
     for start, stop in row_blocks(shape):
         rows = rows_of(start, stop)
         never = rows == -torch.inf
@@ -182,30 +182,37 @@ def streamed_largest(
 
 
 class _Best:
-    """The `count` largest of all scores shown to it in ascending order of position; those of -inf do not count."""
+    """The `count` largest of all scores shown to it in ascending order of position; those of -inf do not count.
 
-    def __init__(self, count: int) -> None:
-        self._count, self._held = count, 0
+    What is kept lies in tensors made once: pieces of each block between the blocks' own temporaries would keep the heap
+    from giving those back (6 GB at 65,536 × 65,536).
+    """
+
+    def __init__(self, count: int, room: int) -> None:
+        self._count, self._room, self._held = count, room, 0
         self._floor = -torch.inf
-        self._scores: list[Tensor] = []
-        self._positions: list[Tensor] = []
+        self._scores = self._positions = torch.empty(0)
 
     def add(self, scores: Tensor, first: int) -> None:
         """Look at scores (n,) of the positions from `first` on."""
         # Once there are enough, only what is above the least of them can matter: an equal one comes too late.
         chosen = (scores > self._floor).nonzero().squeeze(1)
-        self._scores.append(scores[chosen])
-        self._positions.append(chosen + first)
-        self._held += chosen.numel()
-        if self._held > 2 * self._count + BLOCK_CELLS:
+        if not self._scores.numel():
+            self._scores = scores.new_empty(self._room)
+            self._positions = chosen.new_empty(self._room)
+        if self._held + chosen.numel() > self._room:
             self.settled()
+        end = self._held + chosen.numel()
+        torch.index_select(scores, 0, chosen, out=self._scores[self._held : end])
+        torch.add(chosen, first, out=self._positions[self._held : end])
+        self._held = end
 
     def settled(self) -> Tensor:
         """Positions of the largest so far, ascending."""
-        scores, positions = torch.cat(self._scores), torch.cat(self._positions)
-        if scores.numel() >= self._count:
+        if self._held >= self._count:
+            scores, positions = self._scores[: self._held], self._positions[: self._held]
             top = largest(scores, self._count)
             scores, positions = scores[top], positions[top]
-            self._floor = float(scores.min())
-        self._scores, self._positions, self._held = [scores], [positions], scores.numel()
-        return positions
+            self._held, self._floor = self._count, float(scores.min())
+            self._scores[: self._held], self._positions[: self._held] = scores, positions
+        return self._positions[: self._held].clone()

@@ -151,7 +151,7 @@ def trajectory(topology: str, backend: Any, updates: int = 200) -> tuple[list[di
     return found, model
 
 
-@pytest.mark.parametrize("topology", ["set", "rigl"])
+@pytest.mark.parametrize("topology", [pytest.param("set", marks=pytest.mark.slow), "rigl"])
 @pytest.mark.parametrize("backend", ["csr", "rows", MIXED], ids=["csr", "rows", "mixed"])
 def test_one_trajectory_on_every_backend(topology: str, backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policies, "preprocess_obs", double)

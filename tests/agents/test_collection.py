@@ -197,7 +197,7 @@ def assert_same_results(env: Any, make_witness: Callable[[], Any] = Witness, **o
 
 
 @pytest.mark.parametrize("train_freq", [(1, "step"), (3, "step"), (1, "episode")], ids=str)
-@pytest.mark.parametrize("noise", ["none", "normal"])
+@pytest.mark.parametrize("noise", [pytest.param("none", marks=pytest.mark.slow), "normal"])
 @pytest.mark.parametrize("env", ENVS)
 def test_results_are_those_of_sb3s_loop(env: str, noise: str, train_freq: tuple[int, str]) -> None:
     model = assert_same_results(ENVS[env], noise=noise, train_freq=train_freq)

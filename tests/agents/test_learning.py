@@ -13,7 +13,10 @@ from sparse_core import PRESETS
 from sparse_core.meters import sparsity
 
 
-@pytest.mark.parametrize("topology", METHODS)
+@pytest.mark.parametrize(
+    "topology",
+    [name if name in ("dense", "static", "rigl") else pytest.param(name, marks=pytest.mark.slow) for name in METHODS],
+)
 def test_identity(topology: str) -> None:
     """SB3's own toy: the action must be the observation, within a half; the optimum is 100."""
     dense = PRESETS[topology].dense

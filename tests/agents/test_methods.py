@@ -42,7 +42,12 @@ def test_targets_share_the_topology_and_counts_end_as_asked(name: str) -> None:
     assert all(torch.isfinite(parameter).all() for parameter in model.policy.parameters())
 
 
-@pytest.mark.parametrize("name", CHANGING)
+KINDS = {"set", "rigl", "reset-in-place", "deepr", "granet", "snfs", "cht", "grasp", "top-kast", "trainable-threshold"}
+
+
+@pytest.mark.parametrize(  # the others are slow ones: tests/sparse_core/test_sparsifier.py has them all
+    "name", [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in CHANGING]
+)
 def test_training_goes_on_from_a_file_as_from_memory(name: str, tmp_path: Any) -> None:
     model = trained(name, 7)
     model.save(tmp_path / "agent.zip")

@@ -28,7 +28,7 @@ def digits() -> ContinualBenchmark:
 
 
 @pytest.mark.parametrize("name", TASK_AFTER_TASK)
-@pytest.mark.parametrize("head", ["full", "current"])
+@pytest.mark.parametrize("head", [pytest.param("full", marks=pytest.mark.slow), "current"])
 def test_learns_the_same_from_the_same_seed(digits: ContinualBenchmark, name: str, head: str) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()

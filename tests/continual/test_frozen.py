@@ -106,7 +106,7 @@ def test_connections_and_biases_stay(digits: ContinualBenchmark, name: str, isol
     check_all_is_kept(made(digits, name, isolation=isolation, optimizer=optimizer), digits)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd+momentum", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd+momentum", pytest.param("adamw", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("channels", [(), (16, 8)])
 @pytest.mark.parametrize(("name", "isolation"), SUBSPACES)
 def test_normalisation_stays_too(

@@ -85,7 +85,13 @@ def test_whoever_can_resume_is_tested() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "choices"), CASES, ids=[f"{name}-{index}" for index, (name, _) in enumerate(CASES)])
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [  # one in three, the others are slow ones
+        pytest.param(name, choices, id=f"{name}-{index}", marks=() if index % 3 == 0 else pytest.mark.slow)
+        for index, (name, choices) in enumerate(CASES)
+    ],
+)
 def test_as_if_it_had_never_stopped(digits: ContinualBenchmark, name: str, choices: dict[str, Any]) -> None:
     x = torch.cat([digits.tensors("test", task)[0] for task in range(TASKS)])
     experiences = list(digits.train)[:TASKS]

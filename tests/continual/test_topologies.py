@@ -21,7 +21,13 @@ def learner(topology: str) -> SparseFinetune:
     )
 
 
-@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.changes and not preset.prune])
+KINDS = {"set", "rigl", "deepr", "srigl", "wast", "snfs", "top-kast"}  # the others are slow ones
+AMONG_TASKS = [name for name, preset in PRESETS.items() if preset.changes and not preset.prune]
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in AMONG_TASKS]
+)
 def test_learns_task_after_task(name: str) -> None:
     made = learner(name)
     before = [layer.topology for layer in sparse_layers(made.model).values()]

@@ -92,6 +92,7 @@ def test_directory_of_something_else_is_left_alone(tmp_path: Path, capsys: pytes
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.slow
 def test_failed_runs_are_listed_and_tried_again_on_request(
     study: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

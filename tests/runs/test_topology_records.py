@@ -255,6 +255,7 @@ def test_what_cannot_be(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_normalised_run_is_continued_bit_for_bit(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole", norm="layer")
     half = train(tmp_path / "half", norm="layer")

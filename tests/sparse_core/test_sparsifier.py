@@ -546,7 +546,9 @@ def saved(parts: list[Any]) -> list[Any]:
         *((name, optimizer) for name in ("set", "rigl") for optimizer in ("SGD", "Adam")),
     ],
 )
-@pytest.mark.parametrize("stop", [9, 14, 15])  # between changes, in the middle of a capture, at a change
+@pytest.mark.parametrize(  # between changes, in the middle of a capture, at a change
+    "stop", [pytest.param(9, marks=pytest.mark.slow), 14, pytest.param(15, marks=pytest.mark.slow)]
+)
 def test_resuming_is_invisible(name: str, optimizer_name: str, stop: int) -> None:
     def build(seed: int) -> list[Any]:
         model = network(name, seed)
@@ -588,7 +590,13 @@ def test_a_state_of_another_model_is_refused() -> None:
 # Learning
 
 
-@pytest.mark.parametrize("name", PRESETS)
+# One of each kind; the others are slow ones.
+KINDS = {"dense", "static", "set", "rigl", "reset-in-place", "deepr", "granet", "snfs", "grasp", "top-kast"}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in PRESETS]
+)
 def test_every_preset_fits_a_function_of_known_optimum(name: str) -> None:
     # |x₀| - |x₁| is four hidden neurons away; the other six inputs are noise.
     generator = seeded(0)

@@ -33,6 +33,7 @@ print(json.dumps(dict(
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="has no resource module")
 def test_65536_wide_trains_within_3_gb() -> None:
     """The dense layer's weight, gradient and two moments alone would take 69 GB."""
