@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class AutogradUpdate:
-    """Critics, actor and targets of a `SparseTD3`, one batch at a time."""
+    """Critics, actor and targets of a `SparseTD3`, one batch at a time; `SACUpdate` draws as it does."""
 
     def __init__(self, model: Any, batch_size: int) -> None:
         self._model, self.batch_size = model, batch_size

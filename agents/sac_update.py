@@ -10,24 +10,11 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.utils import polyak_update
 from torch import Tensor
 
-from agents.autograd_update import constant
+from agents.autograd_update import AutogradUpdate, constant
 
 
-class SACUpdate:
+class SACUpdate(AutogradUpdate):
     """Entropy coefficient, critics, actor and targets of a `SparseSAC`, one batch at a time, in SB3's order."""
-
-    def __init__(self, model: Any, batch_size: int) -> None:
-        self._model, self.batch_size = model, batch_size
-        self._batch: ReplayBufferSamples | None = None
-
-    def is_current(self) -> bool:
-        """Nothing is remembered from one batch to the next."""
-        return True
-
-    def draw(self) -> None:
-        """Draw a batch."""
-        self._model.policy.set_training_mode(True)
-        self._batch = self._model.replay_buffer.sample(self.batch_size, env=self._model._vec_normalize_env)
 
     def critics(self) -> Tensor:
         """Draw the policy's actions, update the entropy coefficient, then the critics; returns the critics' loss."""
