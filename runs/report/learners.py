@@ -65,7 +65,7 @@ def merged(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _values(runs: Sequence[Run], kind: str, name: str) -> Array:
-    found = [run.result[kind][name]["mean"] for run in runs]
+    found = [run.result[kind][name].get("mean") for run in runs]
     return np.array([value for value in found if value is not None], np.float64)
 
 
@@ -123,7 +123,7 @@ def _csv(evidence: Evidence) -> bytes:
     for run in evidence.runs:
         for kind in _KINDS:
             rows += [
-                [run.group, run.arm.name, run.seed, kind, name, "", "", run.result[kind][name]["mean"]]
+                [run.group, run.arm.name, run.seed, kind, name, "", "", run.result[kind][name].get("mean")]
                 for name in COLUMNS
             ]
             cells = (run.result["R"] or {}).get(kind)

@@ -243,7 +243,7 @@ def test_kill_9_with_every_topology(topology: str, finished: Path, tmp_path: Pat
     kill_9(directory, MIDDLE, **changes)
     assert main("resume", directory) == 0
     assert_equal_runs(directory, whole)
-    if PRESETS[topology].changes:
+    if PRESETS[topology].changes and PRESETS[topology].course not in ("at-once", "phases"):  # those change seldom
         assert_enough_on_both_sides(whole, MIDDLE)
 
 
