@@ -114,7 +114,12 @@ def _result(directory: Path, cell: Cell, kind: str) -> dict[str, Any] | str | No
         # A page must not tell where on whose machine the study lay.
         return f"damaged: {str(error).replace(f'{directory}/', '')}"
     wrong = next(_faults(result, cell, kind), None)
-    return result if wrong is None else f"damaged: {cell.path / 'result.json'}: {wrong}"
+    if wrong is not None:
+        return f"damaged: {cell.path / 'result.json'}: {wrong}"
+    if kind == "continual":  # what may be left out is none
+        for name in ("R", "final"):
+            result[name] = {"class_il": None, "task_il": None, **result[name]}
+    return result
 
 
 def _faults(result: dict[str, Any], cell: Cell, kind: str) -> Iterator[str]:
@@ -155,10 +160,10 @@ def _learner_faults(result: dict[str, Any]) -> Iterator[str]:
     if scenario not in SCENARIOS:
         yield f"`benchmark_scenario` must be one of {', '.join(SCENARIOS)}, got {scenario!r}"
     for kind in ("class_il", "task_il"):
-        rows = (result["R"][kind] or [[]])[0]
+        rows = (result["R"].get(kind) or [[]])[0]
         if rows and not all(len(row) == tasks for row in [*rows, rows]):
             yield f"`R.{kind}` is no matrix of {tasks} × {tasks}"
-        if result["final"][kind] and len(result["final"][kind][0]) != tasks:
+        if result["final"].get(kind) and len(result["final"][kind][0]) != tasks:
             yield f"`final.{kind}` is not of {tasks} tasks"
 
 
