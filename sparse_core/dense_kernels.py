@@ -10,6 +10,7 @@ from typing import Any
 from numba import njit
 
 from sparse_core.dense_vectors import (
+    DOT_ROWS,
     DOTS,
     ROWS,
     VECTORS,
@@ -22,7 +23,10 @@ from sparse_core.dense_vectors import (
     forward_row,
     forward_rows,
 )
-from sparse_core.vectors import VECTOR_BYTES
+from sparse_core.vectors import REGISTER_BYTES
+
+KEPT_BYTES = 1 << 14
+"""Of x, that the first-level cache holds while all rows of dy pass over it."""
 
 serial = njit(cache=True, nogil=True, error_model="numpy")
 
@@ -35,7 +39,7 @@ def dense_forward_block(
     size, depth, zero = x.itemsize, x.shape[0], x.dtype.type(0)
     y_stride, x_stride, row_stride = y.shape[1] * size, x.shape[1] * size, depth * size
     while start < stop:
-        end = min(stop, start + VECTORS * VECTOR_BYTES // size)
+        end = min(stop, start + VECTORS * REGISTER_BYTES // size)
         row = first_row
         while row < last_row:
             target, source = y.ctypes.data + row * y_stride + start * size, x.ctypes.data + start * size
@@ -63,7 +67,7 @@ def dense_backward_inputs_block(
     size, depth, zero = dy.itemsize, dy.shape[0], dy.dtype.type(0)
     dx_stride, dy_stride, step = dx.shape[1] * size, dy.shape[1] * size, dx.shape[0] * size
     while start < stop:
-        end = min(stop, start + VECTORS * VECTOR_BYTES // size)
+        end = min(stop, start + VECTORS * REGISTER_BYTES // size)
         row = first_row
         while row < last_row:
             offset = row * dx_stride + start * size
@@ -89,25 +93,29 @@ def dense_backward_inputs_block(
 @serial
 def dense_backward_values_block(dweight: Any, dy: Any, x: Any, first_row: Any, last_row: Any) -> None:
     """Rows first_row … last_row-1 of dW = dy xᵀ."""
+    """Rows first_row … last_row-1 of dW = dy xᵀ."""
     size, batch, width, zero = x.itemsize, x.shape[1], x.shape[0], x.dtype.type(0)
     stride, out_stride = batch * size, width * size
-    row = first_row
-    while row < last_row:
-        tall = row + ROWS <= last_row
-        left, column = dy.ctypes.data + row * stride, 0
-        while column < width:
-            out = dweight.ctypes.data + row * out_stride + column * size
-            right = x.ctypes.data + column * stride
-            if column + DOTS <= width:
-                if tall:
-                    dots_tile(out, out_stride, left, right, stride, batch, zero)
+    block = max(1, KEPT_BYTES // (DOTS * stride)) * DOTS
+    for first_column in range(0, width, block):
+        last_column = min(width, first_column + block)
+        row = first_row
+        while row < last_row:
+            tall = row + DOT_ROWS <= last_row
+            left, column = dy.ctypes.data + row * stride, first_column
+            while column < last_column:
+                out = dweight.ctypes.data + row * out_stride + column * size
+                right = x.ctypes.data + column * stride
+                if column + DOTS <= last_column:
+                    if tall:
+                        dots_tile(out, out_stride, left, right, stride, batch, zero)
+                    else:
+                        dots_row(out, out_stride, left, right, stride, batch, zero)
+                    column += DOTS
                 else:
-                    dots_row(out, out_stride, left, right, stride, batch, zero)
-                column += DOTS
-            else:
-                if tall:
-                    dots_column(out, out_stride, left, right, stride, batch, zero)
-                else:
-                    dot(out, out_stride, left, right, stride, batch, zero)
-                column += 1
-        row += ROWS if tall else 1
+                    if tall:
+                        dots_column(out, out_stride, left, right, stride, batch, zero)
+                    else:
+                        dot(out, out_stride, left, right, stride, batch, zero)
+                    column += 1
+            row += DOT_ROWS if tall else 1

@@ -12,13 +12,18 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from sparse_core.vectors import I32, I64, WIDE, Lanes, by_tile, finish, loop, sum_each
+from sparse_core.vectors import I32, I64, REGISTER_BYTES, WIDE, Lanes, by_tile, finish, loop, sum_each
 
-ROWS, VECTORS = (6, 4) if WIDE else (3, 2)
-"""A tile's rows and, at most, vectors of the batch: as many sums as registers hold beside what they are made of."""
+ROWS, VECTORS = (6, 4) if WIDE else (6, 2)
+"""A tile's rows and, at most, registers of the batch: as many sums as registers hold beside what they are made of."""
 
-DOTS = 4
-"""Columns of a tile of the weight gradient, whose sums over the batch end in one short vector."""
+DOT_ROWS, DOTS = (6, 4) if WIDE else (3, 4)
+"""Rows and columns of a tile of the weight gradient, whose sums over the batch end in one short vector."""
+
+
+def _registers(context: Any, builder: Any, dtype: Any) -> Lanes:
+    """Vectors as wide as a register: what is wider takes several, and a tile's sums no longer fit."""
+    return Lanes(context, builder, dtype, 8 * REGISTER_BYTES // dtype.bitwidth)
 
 
 def _weighted_rows(rows: int, forward: bool) -> Any:
@@ -28,7 +33,7 @@ def _weighted_rows(rows: int, forward: bool) -> Any:
     ):
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             y, y_stride, x, x_stride, weights, row_stride, step, depth, bias, count, gate, relu, _ = arguments
-            at = Lanes(context, builder, signature.args[-1])
+            at = _registers(context, builder, signature.args[-1])
             floor = builder.select(relu, at.zero, ir.Constant(at.vector, [float("-inf")] * at.count))
             is_gated = builder.icmp_signed("!=", gate, I64(0))
 
@@ -84,7 +89,7 @@ def _dots(rows: int, columns: int) -> Any:
     def dots(typing, out, out_stride, y, x, stride, count, like):  # type: ignore[no-untyped-def]
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             out, out_stride, y, x, stride, count, _ = arguments
-            at = Lanes(context, builder, signature.args[-1])
+            at = _registers(context, builder, signature.args[-1])
 
             def add(k: Any, sums: list[Any], mask: Any) -> list[Any]:
                 offset = builder.mul(k, I64(at.bytes))
@@ -92,17 +97,20 @@ def _dots(rows: int, columns: int) -> Any:
                 def row(base: Any, number: int) -> Any:
                     return at.load(builder.add(base, builder.add(offset, builder.mul(I64(number), stride))), 0, mask)
 
-                right = [row(x, c) for c in range(columns)]
                 left = [row(y, r) for r in range(rows)]
-                return [
-                    at.fma(value, other, sums[r * columns + c])
-                    for r, value in enumerate(left)
-                    for c, other in enumerate(right)
-                ]
+                sums = list(sums)
+                for c in range(columns):  # one at a time: registers hold no more
+                    other = row(x, c)
+                    for r, value in enumerate(left):
+                        sums[r * columns + c] = at.fma(value, other, sums[r * columns + c])
+                return sums
 
             zeros = [at.zero] * (rows * columns)
             k, sums = loop(builder, I64(0), count, at.count, zeros, lambda k, sums: add(k, sums, None))
-            sums = add(k, sums, at.mask(builder.sub(count, k)))
+            end = builder.add(count, I64(at.count - 1))  # once more where entries are left
+            _, sums = loop(
+                builder, k, end, at.count, sums, lambda k, sums: add(k, sums, at.mask(builder.sub(count, k)))
+            )
             for r in range(rows):
                 part = sums[r * columns : (r + 1) * columns]
                 total = sum_each(builder, at, part if columns == DOTS else part * 4)
@@ -117,8 +125,8 @@ def _dots(rows: int, columns: int) -> Any:
     return dots
 
 
-dots_tile = _dots(ROWS, DOTS)
-"""A tile of `ROWS` × `DOTS` sums over the batch: out[r, c] = ⟨y[r], x[c]⟩.
+dots_tile = _dots(DOT_ROWS, DOTS)
+"""A tile of `DOT_ROWS` × `DOTS` sums over the batch: out[r, c] = ⟨y[r], x[c]⟩.
 
 Arguments: address of the tile's first number and bytes from one row of it to the next; addresses of y and x; bytes from
 one row of either to the next; the batch; any number of the element type.
@@ -127,7 +135,7 @@ one row of either to the next; the batch; any number of the element type.
 dots_row = _dots(1, DOTS)
 """As `dots_tile`, for one row."""
 
-dots_column = _dots(ROWS, 1)
+dots_column = _dots(DOT_ROWS, 1)
 """As `dots_tile`, for one column."""
 
 dot = _dots(1, 1)

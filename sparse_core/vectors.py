@@ -29,6 +29,7 @@ def _has_wide_registers() -> bool:
 
 
 WIDE = _has_wide_registers()
+REGISTER_BYTES = 64 if WIDE else 32
 UNIT = 8 if WIDE else 4  # vectors of the smallest tile that is cut from a batch
 # Tiles that exist as code, in vectors; a batch is cut into the largest one, then smaller ones. Elsewhere a vector
 # takes two or four registers of the machine, and sixteen vectors would not fit.
@@ -115,7 +116,7 @@ class Lanes:
         return Lanes(self._context, self.builder, types.int32, self.count)
 
     def _pointer(self, address: Any, number: int) -> Any:
-        return self.builder.inttoptr(self.builder.add(address, I64(number * VECTOR_BYTES)), ir.PointerType())
+        return self.builder.inttoptr(self.builder.add(address, I64(number * self.count * self.bytes)), ir.PointerType())
 
     def _call(self, name: str, result: Any, arguments: list[Any]) -> Any:
         kind = ir.FunctionType(result, [argument.type for argument in arguments])
