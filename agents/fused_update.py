@@ -100,7 +100,7 @@ class FusedUpdate:
         """Draw a batch."""
         replay = self._model.replay_buffer
         if _is_plain(replay) and self._model._vec_normalize_env is None:
-            td3_kernels.gather(  # type: ignore[call-arg]  # mypy cannot count the rings
+            td3_kernels.gather(
                 *replay.rings(), *replay.draw(self.batch_size), self._model.gamma,
                 self._x.numpy(), self._next_x.numpy(), self._rewards, self._discounts,
             )  # fmt: skip

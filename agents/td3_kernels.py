@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
-
+from sparse_core.compilation import serial
 from sparse_core.vectors import prefetch
 
 BLOCK = 16  # batch entries whose rows are turned into columns together: a cache line of each column
-
-serial = njit(cache=True, nogil=True, error_model="numpy")
 
 
 @serial

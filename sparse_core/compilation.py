@@ -1,11 +1,17 @@
-"""Says so when compiled code has to be made first, which happens once per machine and takes seconds."""
+"""How kernels are compiled: once per machine and per state of this package's sources, and said when it happens."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import Callable
 from functools import cache
+from pathlib import Path
+from typing import Any
 
+from numba import njit
 from numba.core import event
+from numba.core.caching import FunctionCache
 
 logger = logging.getLogger(__name__)
 
@@ -29,3 +35,38 @@ class _Announcer(event.Listener):
 def announce() -> None:
     """From now on, log when this package compiles something."""
     event.register("numba:compile", _Announcer())  # type: ignore[no-untyped-call]
+
+
+@cache
+def sources(folder: Path = Path(__file__).parent) -> str:
+    """A digest of the files of `folder` that speak of Numba, which is what kernels are made of."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.py")):
+        text = path.read_bytes()
+        if b"numba" in text:
+            digest.update(text)
+    return digest.hexdigest()
+
+
+class _Cache(FunctionCache):
+    """Numba's cache on disk, which by itself looks at a function's own file and not at what that calls."""
+
+    def _index_key(self, *arguments: Any) -> Any:
+        return (*super()._index_key(*arguments), sources())  # type: ignore[no-untyped-call]
+
+
+def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    def decorate(function: Callable[..., Any]) -> Any:
+        dispatcher = njit(nogil=True, error_model="numpy", **options)(function)
+        dispatcher._cache = _Cache(function)  # type: ignore[no-untyped-call]
+        announce()
+        return dispatcher
+
+    return decorate
+
+
+serial = _compiled()
+"""Compiles a function, without the GIL and kept on disk; division by zero gives NumPy's infinities."""
+
+threaded = _compiled(parallel=True)
+"""As `serial`, with `prange` on threads."""

@@ -1,14 +1,13 @@
 """Compiled blocks of the three products of a dense layer, on feature-major arrays (features, batch), in one thread.
 
-As `kernels`: importing this file imports Numba, whose cache knows this file's date only.
+As `kernels`: importing this file imports Numba.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
-
+from sparse_core.compilation import serial
 from sparse_core.dense_vectors import (
     DOT_ROWS,
     DOTS,
@@ -27,8 +26,6 @@ from sparse_core.vectors import REGISTER_BYTES
 
 KEPT_BYTES = 1 << 14
 """Of x, that the first-level cache holds while all rows of dy pass over it."""
-
-serial = njit(cache=True, nogil=True, error_model="numpy")
 
 
 @serial

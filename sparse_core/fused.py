@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
+from sparse_core.compilation import serial
 from sparse_core.threads import thread_count
 from sparse_core.vectors import I32, I64, Lanes, loop
 
 SHARE = 1 << 15  # entries that are worth a thread of their own
-
-serial = njit(cache=True, nogil=True, error_model="numpy")
 
 
 def corrections(beta: float, dtype: torch.dtype, age: int) -> Any:

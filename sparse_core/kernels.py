@@ -3,8 +3,6 @@
 Importing this file imports Numba; `sparse_core.csr` does so on first use. Every kernel comes twice: `…_block`
 works on a part, in one thread, for callers that split the work themselves; the plain name is the whole, on
 `threads` threads. Arrays are C-contiguous; an empty array stands for "none".
-
-Numba's cache on disk knows a function by this file's date: who edits `vectors.py` alone must touch this file too.
 """
 
 from __future__ import annotations
@@ -12,21 +10,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-from sparse_core.compilation import announce
+from sparse_core.compilation import serial, threaded
 from sparse_core.threads import thread_count
 from sparse_core.vectors import TILES, UNIT, VECTOR_BYTES, permuted_sum, sampled_dots, weighted_sum
-
-announce()
 
 LARGEST = max(TILES)
 CACHE = 1 << 20  # bytes of x between which rows are cut: about a core's second-level cache
 BLOCK_FAN_IN = 128  # connections of a row that a block of columns must hold to be worth its own pass
 SHARE = 1 << 17  # multiplications that are worth a thread of their own: entering a parallel region takes about 3 µs
-
-serial = njit(cache=True, nogil=True, error_model="numpy")
-threaded = njit(cache=True, nogil=True, error_model="numpy", parallel=True)
 
 
 def threads_for(multiplications: int) -> int:

@@ -8,7 +8,7 @@ normalised numbers x̂ are not kept: z, the layer's outputs, with their mean and
 `statistics` (4, batch) holds what is known of each entry: the mean of z; its summed squared deviations, then
 1 / √(variance + ε); in the backward pass Σ g and Σ g (z - mean).
 
-As `kernels`: importing this file imports Numba, whose cache knows this file's date only.
+As `kernels`: importing this file imports Numba.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
+from sparse_core.compilation import serial
 from sparse_core.vectors import I32, I64, UNIT, VECTOR_BYTES, Lanes, by_tile, loop, sum_each
 
 EPSILON = 1e-5  # torch's default, and the only one that is compiled
 CHUNK = 16  # features whose squared deviations are taken from their own mean, twice read while near
 TILES = tuple(range(1, UNIT + 1))
-
-serial = njit(cache=True, nogil=True, error_model="numpy")
 
 
 class Features:

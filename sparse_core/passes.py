@@ -4,7 +4,7 @@ A layer is a row of addresses and sizes (the constants below), so that one compi
 any number of networks; `sparse_core.networks` fills the rows and keeps what they point to alive. The batch is cut
 into slices that never wait for each other from the first layer to the last.
 
-As `kernels`: importing this file imports Numba, whose cache knows this file's date only.
+As `kernels`: importing this file imports Numba.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray, njit, prange  # type: ignore[attr-defined]
+from numba import carray, prange  # type: ignore[attr-defined]
 
+from sparse_core.compilation import serial, threaded
 from sparse_core.dense_kernels import dense_backward_inputs_block, dense_backward_values_block, dense_forward_block
 from sparse_core.fused import adam_block, polyak_block
 from sparse_core.kernels import backward_inputs_block, backward_values_block, forward_block, row_boundary
@@ -42,9 +43,6 @@ STATE_FIELDS = 7
 
 # One tensor and the one that follows it.
 TARGET, SOURCE, LENGTH = range(3)
-
-serial = njit(cache=True, nogil=True, error_model="numpy")
-threaded = njit(cache=True, nogil=True, error_model="numpy", parallel=True)
 
 
 @serial

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from sparse_core.compilation import serial
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@serial
 def ch3_l3p_rows(  # noqa: C901  # one nest of loops
     rows: Any, pointer: Any, columns: Any, pointer_in: Any, outputs: Any, scores: Any
 ) -> None:

@@ -27,7 +27,7 @@ from sparse_core import PRESETS
 from sparse_core.distributions import check_sparsity
 from sparse_core.initial_topologies import placing
 
-FORMAT, VERSION = "sparse-agents methods run", 1
+FORMAT, VERSION = "sparse-agents methods run", 2
 IMAGES = {"digits": DIGITS, "mnist": MNIST}
 
 

@@ -54,13 +54,13 @@ def _row(topology: str, sparsity: float, runs: list[dict[str, Any]]) -> Row:
         runs[0]["nnz"], max(run["bytes"] for run in runs), mean(run["flops"] for run in runs),
         PRESETS[topology].dense_by_nature if topology in PRESETS else "",
         _mean(_last(run, "explored") for run in runs), _mean(_from_start(run) for run in runs),
-        _mean(((run.get("topology") or {}).get("small_world") or {}).get("sigma") for run in runs),
+        _mean(((run.get("measures") or {}).get("small_world") or {}).get("sigma") for run in runs),
     )  # fmt: skip
 
 
 def _last(run: dict[str, Any], what: str) -> Any:
     """The last of a list of measures, if the run has any."""
-    return ((run.get("topology") or {}).get(what) or [None])[-1]
+    return ((run.get("measures") or {}).get(what) or [None])[-1]
 
 
 def _from_start(run: dict[str, Any]) -> float | None:

@@ -82,7 +82,7 @@ def train(
         "nnz": meters.nnz(model),
         "sparsity": meters.sparsity(model),
         "changes": sparsifier.changes,
-        "topology": watch.close(draws["small-world"]),
+        "measures": watch.close(draws["small-world"]),
         "flops": _flops(model, sparsifier, samples, training.batch_size),
         "bytes": peak,
         "backends": {name: layer.backend for name, layer in sparse_layers(model).items()},

@@ -41,4 +41,13 @@ class Watch:
     def close(self, generator: torch.Generator) -> dict[str, Any]:
         """All that was found, and small-worldness as it is now."""
         world = small_worldness(topologies(self._model), generator)
-        return {**self.record, "small_world": None if world is None else world._asdict()}
+        return _shortened({**self.record, "small_world": None if world is None else world._asdict()})
+
+
+def _shortened(values: Any) -> Any:
+    """Six digits of every number: there are a hundred of them for each look."""
+    if isinstance(values, dict):
+        return {name: _shortened(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [_shortened(value) for value in values]
+    return float(f"{values:.6g}") if isinstance(values, float) else values

@@ -53,7 +53,7 @@ def paths(view: LayerView, count: int) -> Tensor:
 
     def scored(rows: Any) -> Any:
         scores = np.zeros((len(rows), view.shape[1]))
-        ch3_l3p_rows(rows.astype(np.int64), *tables, scores)  # type: ignore[call-arg]  # mypy cannot count the tables
+        ch3_l3p_rows(rows.astype(np.int64), *tables, scores)
         return scores
 
     return view.strongest(count, _by_rows(view, scored))

@@ -28,7 +28,7 @@ def test_table_by_hand() -> None:
     assert (gmp.accuracy_std, gmp.seconds_to_target) == (None, None)
     assert (rigl.explored, rigl.distance, rigl.sigma) == (None, None, None)  # recorded by earlier versions
     topology = {"explored": [0.1, 0.3], "topology_distance": [[0, 0], [0.5, 0.2]], "small_world": {"sigma": 1.5}}
-    (row,) = rows_of([("set", 0.9, {**run(0.9, 1, None), "topology": topology})])
+    (row,) = rows_of([("set", 0.9, {**run(0.9, 1, None), "measures": topology})])
     assert (row.explored, row.distance, row.sigma) == (0.3, 0.5, 1.5)
     table = as_markdown([rigl, gmp])
     assert "| rigl | 90 % | 97.00 ± 1.41 | 4.0 (1 of 2) | 11.0 | 1,200 | 2.50 MB | 3 T |" in table
@@ -53,8 +53,9 @@ def test_finished_runs_are_kept_and_the_same_seed_gives_the_same(
     assert "| set | 80 % |" in capsys.readouterr().out
     assert [row["explored"] != "" for row in rows] == [False, False, False, True, True]
     results = {name: json.loads((first / f"{name}-0.8-seed0.json").read_text()) for name in ("set", "static")}
-    assert results["static"]["topology"]["topology_distance"] == results["static"]["topology"]["explored"] == []
-    found = results["set"]["topology"]
+    assert [results[name]["topology"] for name in ("set", "static")] == ["set", "static"]
+    assert results["static"]["measures"]["topology_distance"] == results["static"]["measures"]["explored"] == []
+    found = results["set"]["measures"]
     # One change, at the end of the epoch.
     assert found["topology_distance"][:3] == [[0, 0]] * 3
     assert 0 < found["topology_distance"][3][0] == found["topology_distance"][3][1] < 1
@@ -62,9 +63,9 @@ def test_finished_runs_are_kept_and_the_same_seed_gives_the_same(
     assert found["explored"][0] == pytest.approx(0.2, abs=1e-3)
     assert 0.21 < found["explored"][-1] < 0.4
     for result in results.values():
-        assert len(result["topology"]["gradient_flow"]) == len(result["validation"])
-        assert all(flow > 0 for flow in result["topology"]["gradient_flow"][-1].values())
-        assert result["topology"]["small_world"]["sigma"] == pytest.approx(1, abs=0.3)
+        assert len(result["measures"]["gradient_flow"]) == len(result["validation"])
+        assert all(flow > 0 for flow in result["measures"]["gradient_flow"][-1].values())
+        assert result["measures"]["small_world"]["sigma"] == pytest.approx(1, abs=0.3)
     # A run that is there is not trained again; one that is not, is, and comes out the same.
     kept, again = first / "set-0.8-seed0.json", first / "static-0.8-seed0.json"
     stamp, before = kept.stat().st_mtime_ns, json.loads(again.read_text())
