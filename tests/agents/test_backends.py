@@ -152,7 +152,14 @@ def trajectory(topology: str, backend: Any, updates: int = 200) -> tuple[list[di
 
 
 @pytest.mark.parametrize("topology", [pytest.param("set", marks=pytest.mark.slow), "rigl"])
-@pytest.mark.parametrize("backend", ["csr", "rows", MIXED], ids=["csr", "rows", "mixed"])
+@pytest.mark.parametrize(
+    "backend",
+    [  # the mixed one has each of them
+        pytest.param("csr", id="csr", marks=pytest.mark.slow),
+        pytest.param("rows", id="rows", marks=pytest.mark.slow),
+        pytest.param(MIXED, id="mixed"),
+    ],
+)
 def test_one_trajectory_on_every_backend(topology: str, backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policies, "preprocess_obs", double)
     expected, model = trajectory(topology, "gemm")

@@ -196,7 +196,9 @@ def assert_same_results(env: Any, make_witness: Callable[[], Any] = Witness, **o
     return ours
 
 
-@pytest.mark.parametrize("train_freq", [(1, "step"), (3, "step"), (1, "episode")], ids=str)
+@pytest.mark.parametrize(
+    "train_freq", [(1, "step"), pytest.param((3, "step"), marks=pytest.mark.slow), (1, "episode")], ids=str
+)
 @pytest.mark.parametrize("noise", [pytest.param("none", marks=pytest.mark.slow), "normal"])
 @pytest.mark.parametrize("env", ENVS)
 def test_results_are_those_of_sb3s_loop(env: str, noise: str, train_freq: tuple[int, str]) -> None:
@@ -210,14 +212,14 @@ def test_results_are_those_of_sb3s_loop(env: str, noise: str, train_freq: tuple[
     "options",
     [
         dict(replay_buffer_kwargs=dict(handle_timeout_termination=False)),
-        dict(learning_starts=0),
+        pytest.param(dict(learning_starts=0), marks=pytest.mark.slow),
         dict(buffer_size=25),  # goes round
-        dict(learns=2),
+        pytest.param(dict(learns=2), marks=pytest.mark.slow),
         dict(learns=2, train_freq=(2, "episode"), gradient_steps=-1),
-        dict(noise="float64"),
+        pytest.param(dict(noise="float64"), marks=pytest.mark.slow),
         dict(noise="correlated"),
         dict(noise="vectorized", train_freq=(2, "step")),
-        dict(backend="csr"),
+        pytest.param(dict(backend="csr"), marks=pytest.mark.slow),
     ],
     ids=lambda options: " ".join(map(str, options.items())),
 )

@@ -81,7 +81,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", OPTIONS)
+COMMON = {"csr", "gemm", "three critics", "schedule", "two environments", "normalised, gemm"}
+
+
+@pytest.mark.parametrize(
+    "case", [case if case in COMMON else pytest.param(case, marks=pytest.mark.slow) for case in OPTIONS]
+)
 def test_updates_are_autograds_in_float64(case: str) -> None:
     models = doubles(**dict(backend="csr") | OPTIONS[case])
     for model in models:
@@ -280,6 +285,7 @@ except IndexError:
 """
 
 
+@pytest.mark.slow
 def test_rows_are_read_within_the_ring(tmp_path: Path) -> None:
     environment = os.environ | {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
     root = Path(td3_kernels.__file__).parents[1]

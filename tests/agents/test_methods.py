@@ -15,6 +15,11 @@ from sparse_core.meters import nnz, sparsity
 CHANGING = [name for name, preset in PRESETS.items() if preset.changes]
 
 
+# One of each kind; the others are slow ones: tests/sparse_core/test_sparsifier.py has them all.
+KINDS = {"set", "rigl", "reset-in-place", "deepr", "granet", "snfs", "cht", "grasp", "top-kast", "trainable-threshold"}
+METHODS = [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in CHANGING]
+
+
 def trained(name: str, updates: int, **options: Any) -> Any:
     options.setdefault("sparsity", PRESETS[name].own_sparsity or 0.6)
     model = fill(agent(topology=name, period=3, policy_delay=2, total_updates=12, **options))
@@ -24,7 +29,7 @@ def trained(name: str, updates: int, **options: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("name", CHANGING)
+@pytest.mark.parametrize("name", METHODS)
 def test_targets_share_the_topology_and_counts_end_as_asked(name: str) -> None:
     model = trained(name, 12)
     preset = PRESETS[name]
@@ -42,12 +47,7 @@ def test_targets_share_the_topology_and_counts_end_as_asked(name: str) -> None:
     assert all(torch.isfinite(parameter).all() for parameter in model.policy.parameters())
 
 
-KINDS = {"set", "rigl", "reset-in-place", "deepr", "granet", "snfs", "cht", "grasp", "top-kast", "trainable-threshold"}
-
-
-@pytest.mark.parametrize(  # the others are slow ones: tests/sparse_core/test_sparsifier.py has them all
-    "name", [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in CHANGING]
-)
+@pytest.mark.parametrize("name", METHODS)
 def test_training_goes_on_from_a_file_as_from_memory(name: str, tmp_path: Any) -> None:
     model = trained(name, 7)
     model.save(tmp_path / "agent.zip")

@@ -75,7 +75,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("batch", [16, 33])
+@pytest.mark.parametrize("batch", [pytest.param(16, marks=pytest.mark.slow), 33])
 @pytest.mark.parametrize("case", CASES)
 def test_updates_are_autograds(case: str, batch: int) -> None:
     # With its usual eps Adam makes a step of full length out of a gradient that is nothing but rounding.
@@ -97,7 +97,9 @@ def test_updates_are_autograds(case: str, batch: int) -> None:
     assert {name for name in got if re.search(r"\.[14]\.", name)} <= moved
 
 
-@pytest.mark.parametrize("batch", [48, 130, 256])
+@pytest.mark.parametrize(
+    "batch", [48, pytest.param(130, marks=pytest.mark.slow), pytest.param(256, marks=pytest.mark.slow)]
+)
 def test_training_does_not_depend_on_the_threads(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "SHARE", 1)  # share out whatever there is
     states, before = [], torch.get_num_threads()

@@ -82,7 +82,7 @@ def test_saved_ages_are_those_of_the_connections() -> None:
 
 
 @pytest.mark.parametrize("topology", METHODS)
-@pytest.mark.parametrize("steps", [50, 57])
+@pytest.mark.parametrize("steps", [pytest.param(50, marks=pytest.mark.slow), 57])
 def test_training_goes_on_from_a_file_as_from_memory(topology: str, steps: int) -> None:
     model = agent(topology=topology, sparsity=None, capture_batches=4, action_noise=noise()).learn(steps)
     loaded = reloaded(model, env=reach())

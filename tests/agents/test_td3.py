@@ -80,7 +80,7 @@ def test_dense_agent_is_sb3s_own(options: dict[str, Any], optimizer: str) -> Non
     assert_close(sparse, dense, 1e-5)
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("decay", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
 @pytest.mark.parametrize("backend", ["gemm", "csr", "rows"])
 @pytest.mark.parametrize("optimizer", [Adam, torch.optim.Adam])
 def test_static_agent_is_sb3s_own_behind_masks(optimizer: type, backend: str, decay: float) -> None:
@@ -112,7 +112,10 @@ def test_logged_losses_are_those_of_the_last_update() -> None:
 
 
 @pytest.mark.parametrize("topology", METHODS)
-@pytest.mark.parametrize(("period", "delay"), [(4, 2), (3, 2), (2, 3)])
+@pytest.mark.parametrize(
+    ("period", "delay"),
+    [pytest.param(4, 2, marks=pytest.mark.slow), (3, 2), pytest.param(2, 3, marks=pytest.mark.slow)],
+)
 def test_targets_share_the_topology_after_every_update(topology: str, period: int, delay: int) -> None:
     model = agent(topology=topology, sparsity=None, period=period, policy_delay=delay, total_updates=30)
     fill(model)
@@ -159,10 +162,10 @@ def changes_at(model: SparseTD3, updates: int) -> dict[str, list[int]]:
 @pytest.mark.parametrize(
     ("period", "delay", "stop", "expected"),
     [
-        (6, 2, 1.0, [6, 12, 18, 24, 30]),
+        pytest.param(6, 2, 1.0, [6, 12, 18, 24, 30], marks=pytest.mark.slow),
         (6, 2, 0.5, [6, 12]),
         (5, 2, 1.0, [6, 10, 16, 20, 26, 30]),
-        (7, 3, 1.0, [9, 15, 21, 30]),
+        pytest.param(7, 3, 1.0, [9, 15, 21, 30], marks=pytest.mark.slow),
         (1, 4, 1.0, [4, 8, 12, 16, 20, 24, 28, 32]),
         (33, 1, 1.0, []),
     ],
@@ -255,7 +258,10 @@ class Spy:
 
 
 @pytest.mark.parametrize("made", [autograd, lambda model: model], ids=["autograd", "fused"])
-@pytest.mark.parametrize(("period", "capture_batches"), [(4, 1), (5, 1), (6, 2), (7, 2)])
+@pytest.mark.parametrize(
+    ("period", "capture_batches"),
+    [pytest.param(4, 1, marks=pytest.mark.slow), (5, 1), pytest.param(6, 2, marks=pytest.mark.slow), (7, 2)],
+)
 def test_growth_follows_each_networks_own_loss(
     period: int, capture_batches: int, made: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

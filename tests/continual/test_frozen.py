@@ -100,7 +100,9 @@ def check_all_is_kept(strategy: Any, benchmark: ContinualBenchmark) -> None:
         assert len(after[name]) > len(entries) or "norm" in name or "bias" in name
 
 
-@pytest.mark.parametrize("optimizer", OF_TORCH)
+@pytest.mark.parametrize(
+    "optimizer", [name if "adamw" in name else pytest.param(name, marks=pytest.mark.slow) for name in OF_TORCH]
+)
 @pytest.mark.parametrize(("name", "isolation"), SUBSPACES)
 def test_connections_and_biases_stay(digits: ContinualBenchmark, name: str, isolation: str, optimizer: str) -> None:
     check_all_is_kept(made(digits, name, isolation=isolation, optimizer=optimizer), digits)

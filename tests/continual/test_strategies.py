@@ -32,9 +32,9 @@ OURS = (
 )  # fmt: skip
 SUBSPACES = tuple(name for name in OURS if "slda" not in name and name != "sparse-finetune")
 NO_EPOCHS = ("ncm", "slda", "random-sparse-slda", "spacenet-slda")
-# The others take no path of ours that these do not take, and are slow ones.
+# One of each kind; the others are slow ones.
 EACH = [
-    name if name in (*OURS, "naive", "ncm", "joint", "replay") else pytest.param(name, marks=pytest.mark.slow)
+    name if name in ("spacenet", "afaf", "naive", "ncm", "replay") else pytest.param(name, marks=pytest.mark.slow)
     for name in strategy_names()
 ]
 RATES = {"spacenet-ood": 0.01, "spacenet-rehearsal": 0.01, "mas": 0.01, "sparse-finetune": 0.02}
@@ -240,7 +240,7 @@ def found(metrics: dict[str, Any], *parts: str) -> list[float]:
     return [value for key, value in metrics.items() if all(part in key for part in parts)]
 
 
-@pytest.mark.parametrize("isolation", ["shared", "strict"])
+@pytest.mark.parametrize("isolation", ["shared", pytest.param("strict", marks=pytest.mark.slow)])
 def test_a_script_with_metrics_and_tensorboard(digits: ContinualBenchmark, tmp_path: Path, isolation: str) -> None:
     from avalanche.benchmarks import task_incremental_benchmark
 
@@ -269,7 +269,14 @@ def test_the_whole_stream_at_once(digits: ContinualBenchmark) -> None:
     assert torch.equal(one.class_scores(x), two.class_scores(x))
 
 
-@pytest.mark.parametrize("name", ["spacenet", "spacenet-ood", "spacenet-rehearsal"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "spacenet",
+        pytest.param("spacenet-ood", marks=pytest.mark.slow),
+        pytest.param("spacenet-rehearsal", marks=pytest.mark.slow),
+    ],
+)
 def test_looking_on_changes_nothing(digits: ContinualBenchmark, name: str) -> None:
     class Look(SupervisedPlugin):
         def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
@@ -300,9 +307,9 @@ def test_evaluation_while_training_changes_nothing(digits: ContinualBenchmark) -
     assert found(results, "Top1_Acc_Exp", "test_stream", "Exp001") == [pytest.approx(float(accuracy))]
 
 
-@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize("labels", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize(
-    "name", [name if name in ("spacenet", "afaf") else pytest.param(name, marks=pytest.mark.slow) for name in OURS]
+    "name", [name if name == "spacenet" else pytest.param(name, marks=pytest.mark.slow) for name in OURS]
 )
 def test_data_that_is_not_ours_goes_through_avalanches_loader(name: str, labels: bool) -> None:
     streams = nc_benchmark(*foreign(8), 2, task_labels=labels, fixed_class_order=[0, 1, 2, 3])

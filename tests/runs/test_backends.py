@@ -96,6 +96,7 @@ def test_exact_resume_of_what_was_settled(
     assert backends_of(directory) == result_of(directory)["backends"] == MIXED
 
 
+@pytest.mark.slow
 def test_exact_resume_of_another_process(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured for real, and killed for real."""
     directory = tmp_path / "run"

@@ -53,10 +53,10 @@ SLOW = pytest.mark.slow
         pytest.param(SeedRun, "run", 1, [[], []], id="before the first seed", marks=SLOW),
         pytest.param(os, "rename", 1, [[], []], id="in the first checkpoint", marks=SLOW),
         # Two epochs of a task, then its end, are stored.
-        pytest.param(CheckpointStore, "save", 3, [[1, 2], []], id="at the end of a task"),
+        pytest.param(CheckpointStore, "save", 3, [[1, 2], []], id="at the end of a task", marks=SLOW),
         pytest.param(CheckpointStore, "save", 6, [[4, 5], []], id="within a task"),
         pytest.param(CheckpointStore, "save", 8, [[6, 7], []], id="early in a task", marks=SLOW),
-        pytest.param(Examiner, "examine", 2, [[4, 5], []], id="in an evaluation"),
+        pytest.param(Examiner, "examine", 2, [[4, 5], []], id="in an evaluation", marks=SLOW),
         pytest.param(runs.continual.seeds, "write_record", 5, [[14, 15], []], id="before a seed is done", marks=SLOW),
         pytest.param(SeedRun, "run", 2, [[14, 15], []], id="between two seeds", marks=SLOW),
         pytest.param(CheckpointStore, "save", 20, [[14, 15], [3, 4]], id="in the second seed", marks=SLOW),
@@ -73,6 +73,7 @@ def test_killed(owner: Any, name: str, number: int, left: list[list[int]], finis
     assert result_of(directory) == result_of(finished)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name", "number"),
     [
@@ -89,6 +90,7 @@ def test_killed_without_checkpoints(owner: Any, name: str, number: int, plain: P
     assert steps_of(directory, 0) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -133,6 +135,7 @@ def test_ctrl_c(
     assert result_of(directory) == result_of(finished)
 
 
+@pytest.mark.slow
 def test_ctrl_c_at_the_very_end(finished: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     last = 2 * TASKS * EPOCHS
@@ -140,6 +143,7 @@ def test_ctrl_c_at_the_very_end(finished: Path, tmp_path: Path) -> None:
     assert result_of(directory) == result_of(finished)
 
 
+@pytest.mark.slow
 def test_ctrl_c_after_the_last_task_of_a_seed(finished: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     assert in_a_fork_before(SeedRun, "_epoch_ends", TASKS * EPOCHS, interrupt, flags(directory)) == 130
@@ -161,6 +165,7 @@ def test_a_second_ctrl_c_ends_at_once(finished: Path, tmp_path: Path) -> None:
     assert result_of(directory) == result_of(finished)
 
 
+@pytest.mark.slow
 def test_sigterm_without_checkpoints(plain: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     directory = tmp_path / "run"
 

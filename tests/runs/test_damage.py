@@ -132,6 +132,7 @@ def test_a_damaged_checkpoint(
     assert line.endswith("the checkpoint of step 600 is intact: resume from it with `--step 600`")
 
 
+@pytest.mark.slow
 def test_and_the_way_out_of_it_leads_to_the_same_result(unfinished: Path, finished: Path) -> None:
     cut(unfinished / LAST / "tensors.safetensors")
     assert main("evaluate", unfinished, "--episodes", "1") == 2

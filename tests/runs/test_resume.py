@@ -135,6 +135,7 @@ def test_killed(owner: Any, name: str, number: int, left: list[int], finished: P
     assert not list((directory / "checkpoints").glob(".tmp-*"))
 
 
+@pytest.mark.slow
 def test_killed_twice(finished: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     assert killed_at(Scorer, "score", 1, flags(directory)) == -signal.SIGKILL
