@@ -1,7 +1,7 @@
 """Dense products by the faster of the two libraries that torch brings: oneDNN for large ones, else its BLAS.
 
-On AMD processors torch's BLAS (MKL) leaves the wide vectors unused and is half as fast as oneDNN, which torch's own
-compiler calls for this reason and others through the operator below.
+On AMD processors with AVX-512 torch's BLAS (MKL) leaves the wide vectors unused and is half as fast as oneDNN, which
+torch's own compiler calls for this reason and others through the operator below. Without AVX-512 MKL is the faster one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 LARGE = 1 << 22  # multiplications from which oneDNN wins, whose call takes 15 µs; below about a third of them it loses
 
 _ONEDNN: Any = None
-if torch.backends.mkldnn.is_available():
+if torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512":
     _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 

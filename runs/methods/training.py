@@ -104,7 +104,8 @@ def _network(task: Task, training: Training, topology: str, sparsity: float, dra
         return SparseMLP(sizes, sparsity=0.0, generator=draws)
     initial = Correlated(task.train[0]) if training.initial_topology == "correlated" else training.initial_topology
     return SparseMLP(
-        sizes, sparsity=sparsity, topology=topology, dense=(), initial_topology=initial, generator=draws
+        sizes, sparsity=sparsity, topology=topology, dense=(), initial_topology=initial, backend="auto",
+        generator=draws,
     )  # fmt: skip
 
 
