@@ -31,21 +31,25 @@ class AutogradUpdate:
 
     def critics(self) -> Tensor:
         """Update the critics on the batch; returns the loss."""
-        model, batch = self._model, self._batch
-        assert batch is not None
-        self._targets = value_targets(model, batch)
+        assert self._batch is not None
+        self._targets = self._aims(self._batch)
         loss = self.critic_gradient()
-        model.critic.optimizer.step()
+        self._model.critic.optimizer.step()
         return loss
 
     def critic_gradient(self) -> Tensor:
         """Work out the critics' loss and its gradient, towards the targets of the last `critics`; returns the loss."""
-        model, batch = self._model, self._batch
-        assert batch is not None
-        loss = critic_loss(model, batch, self._targets)
-        model.critic.optimizer.zero_grad()
+        assert self._batch is not None
+        loss = self._critic_loss(self._batch)
+        self._model.critic.optimizer.zero_grad()
         loss.backward()
         return loss.detach()
+
+    def _aims(self, batch: ReplayBufferSamples) -> Tensor:
+        return value_targets(self._model, batch)
+
+    def _critic_loss(self, batch: ReplayBufferSamples) -> Tensor:
+        return critic_loss(self._model, batch, self._targets)
 
     def actor(self) -> Tensor:
         """Update the actor on the batch the critics have just had; returns the loss."""

@@ -16,26 +16,16 @@ from agents.autograd_update import AutogradUpdate, constant
 class SACUpdate(AutogradUpdate):
     """Entropy coefficient, critics, actor and targets of a `SparseSAC`, one batch at a time, in SB3's order."""
 
-    def critics(self) -> Tensor:
-        """Draw the policy's actions, update the entropy coefficient, then the critics; returns the critics' loss."""
-        model, batch = self._model, self._batch
-        assert batch is not None
+    def _aims(self, batch: ReplayBufferSamples) -> Tensor:
+        """Draw the policy's actions and update the entropy coefficient, which the targets then take."""
+        model = self._model
         self._actions, log_probabilities = model.actor.action_log_prob(batch.observations)
         self._log_probabilities = log_probabilities.reshape(-1, 1)
         self._weight = self._entropy_coefficient()
-        self._targets = value_targets(model, batch, self._weight)
-        loss = self.critic_gradient()
-        model.critic.optimizer.step()
-        return loss
+        return value_targets(model, batch, self._weight)
 
-    def critic_gradient(self) -> Tensor:
-        """Work out the critics' loss and its gradient, towards the targets of the last `critics`; returns the loss."""
-        model, batch = self._model, self._batch
-        assert batch is not None
-        loss = critic_loss(model, batch, self._targets)
-        model.critic.optimizer.zero_grad()
-        loss.backward()
-        return loss.detach()
+    def _critic_loss(self, batch: ReplayBufferSamples) -> Tensor:
+        return critic_loss(self._model, batch, self._targets)
 
     def _entropy_coefficient(self) -> Tensor:
         """The coefficient α as it is before this step; a learned one then takes its own step."""
