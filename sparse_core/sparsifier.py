@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sparse_core.activity import activities, chain_of
 from sparse_core.birth import BIRTHS, Birth
+from sparse_core.captures import Captures
 from sparse_core.change import Method
 from sparse_core.choosing import Choosing
 from sparse_core.courses import course_of_counts
@@ -29,10 +30,10 @@ from sparse_core.neuron_pruning import NeuronPruning
 from sparse_core.optimizer_state import carry_state, check_elementwise, check_held, rate_of, share_age, warm_up
 from sparse_core.presets import PRESETS, Preset
 from sparse_core.schedules import SCHEDULES, Every
-from sparse_core.signals import Capture
 from sparse_core.steps import STEP_RULES
 from sparse_core.topology import Regrow, Rewiring
 from sparse_core.view import Constraint, LayerView
+from sparse_core.weight_count import WeightCount
 
 Rewirings = dict[str, Rewiring]
 
@@ -115,12 +116,15 @@ class Sparsifier:
         births = [self.birth] if isinstance(self.birth, Birth) else []
         self.needs_capture = any(rule.needs_capture for rule in [*rules, *births]) or method.redistribute == "gradient"
         self._wants_closure = any(isinstance(rule, DropRule) and rule.needs_closure for rule in rules)
-        self._observer = None if self.method.grow is None else self.method.grow[1].observe
         last = period if method.once else None if total_steps is None else int(stop * total_steps + 1e-9)
         self.fraction = SCHEDULES[schedule](drop_fraction, last or 0)
         self.every = Every(period, last)
         self._last_change = 0 if last is None else last // period * period
-        self._captured_steps = capture_batches * capture_stride
+        observer = None if self.method.grow is None else self.method.grow[1].observe
+        self._watches = observer is not None
+        self._captures = Captures(
+            self.layers, capture_batches if self.needs_capture else 0, capture_stride, self.every, observer
+        )
         self._generators = generators(seed, *self.layers)
         self._memory: dict[str, dict[str, Tensor]] = {name: {} for name in self.layers}
         self._marks: dict[str, dict[str, Tensor]] = {name: {} for name in self.layers}
@@ -130,8 +134,7 @@ class Sparsifier:
         self.steps = 0
         self.changes = 0
         self._pending = False
-        self._weight_steps: dict[str, Any] = dict.fromkeys(self.layers, 0)  # weights × steps, up to the step `_summed`
-        self._summed = 0
+        self._weights = WeightCount(self.layers)
         if method.warmup:
             warm_up(optimizer, method.warmup)
         if not method.ages:
@@ -140,7 +143,7 @@ class Sparsifier:
             importance = PathImportance(self.layers)
         self.importance = importance
         self._attach()
-        self._arm()
+        self._captures.arm(0, False)
 
     def _attach(self) -> None:
         self._hooks: list[RemovableHandle] = []
@@ -182,8 +185,7 @@ class Sparsifier:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        for layer in self.layers.values():
-            layer.capture = None
+        self._captures.drop()
 
     @classmethod
     def preset(cls, name: str, model: nn.Module, optimizer: Optimizer, **overrides: Any) -> Sparsifier:
@@ -223,27 +225,18 @@ class Sparsifier:
             return {}
         if self.masks is not None:
             return self.update() if self.every.due(self.steps) else {}
-        self._observe()
+        self._captures.show(self.steps, self._memory)
         self._pending = self._pending or self.every.due(self.steps)
         rewirings = self.update(closure) if self._pending and allowed else {}
-        self._arm()
+        self._captures.arm(self.steps, self._pending)
         return rewirings
-
-    def _observe(self) -> None:
-        """Show a rule that watches training this step's batch, if the model has had one."""
-        if self._observer is None:
-            return
-        for name, layer in self.layers.items():
-            if layer.capture is not None and len(layer.capture) and layer.capture.newest == self.steps - 1:
-                seen = layer.capture.latest()
-                self._observer(self._memory[name], seen, layer.shape)
 
     def update(self, closure: Closure | None = None) -> Rewirings:
         """Change the topology now: drop, grow, carry values, optimizer state and followers along."""
         if not self.choices.changes:
             return {}
         if self.masks is not None:
-            self._sum_up()
+            self._weights.sum_up(self.steps)
             self.masks.refresh()
             self.changes += 1
             return {}
@@ -264,8 +257,7 @@ class Sparsifier:
         )
         births = {name: self._births(views[name], rewiring) for name, rewiring in rewirings.items()}
         self._pending, self._memory, self.neurons = False, memory, neurons
-        for layer in self.layers.values():
-            layer.capture = None
+        self._captures.drop()
         self._apply_all(rewirings, births)
         return rewirings
 
@@ -291,7 +283,7 @@ class Sparsifier:
         return rewirings
 
     def _apply_all(self, rewirings: Rewirings, births: Mapping[str, Tensor | None]) -> None:
-        self._sum_up()
+        self._weights.sum_up(self.steps)
         for name, rewiring in rewirings.items():
             self._apply(name, rewiring, births[name])
         if self.importance is not None:
@@ -303,22 +295,10 @@ class Sparsifier:
         """Share of the way to the last change that is covered, in [0, 1]; 0 where training has no known length."""
         return min(self.steps / self._last_change, 1.0) if self._last_change else 0.0
 
-    def _sum_up(self) -> None:
-        for name, layer in self.layers.items():
-            # Kept as a tensor where it is one: this may be asked at every step.
-            count = layer.nnz if layer.masking is None else layer.masking.kept.sum()
-            self._weight_steps[name] = self._weight_steps[name] + count * (self.steps - self._summed)
-        self._summed = self.steps
-
     @property
     def mean_weights(self) -> dict[str, float]:
         """Weights that each layer multiplies, averaged over the steps so far: they change in some methods."""
-        since = self.steps - self._summed
-        now = {name: layer.multiplied for name, layer in self.layers.items()}
-        return {
-            name: (int(self._weight_steps[name]) + count * since) / self.steps if self.steps else float(count)
-            for name, count in now.items()
-        }
+        return self._weights.mean(self.steps)
 
     @property
     def needs_closure(self) -> bool:
@@ -334,7 +314,7 @@ class Sparsifier:
     @property
     def looks(self) -> int:
         """How often gradients of places without a connection were worked out: at every change, or at every step."""
-        return self.steps if self._observer is not None else self.changes if self.needs_capture else 0
+        return self.steps if self._watches else self.changes if self.needs_capture else 0
 
     def reached_plateau(self) -> None:
         """Say that validation gets no better: methods that search until then (CTRE) grow at random from now on."""
@@ -406,33 +386,9 @@ class Sparsifier:
             follower[name].frozen_values.copy_(layer.frozen_values)
             follower[name].frozen_bias_values.copy_(layer.frozen_bias_values)
 
-    def _arm(self) -> None:
-        """Start capturing when the next change is near enough; captures count batches by the step."""
-        if not self.needs_capture:
-            return
-        following = self.every.next_due(self.steps)
-        near = (
-            self._pending
-            or self._observer is not None
-            or (following is not None and following - self.steps <= self._captured_steps)
-        )
-        for layer in self.layers.values():
-            if near and layer.capture is None:
-                layer.capture = Capture(self.choices.capture_batches)
-            if layer.capture is not None:
-                layer.capture.batch = self.steps
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> AbstractContextManager[None]:
         """Within this block forward passes are not captured: losses that must not steer growth."""
-        captures = {name: layer.capture for name, layer in self.layers.items()}
-        for layer in self.layers.values():
-            layer.capture = None
-        try:
-            yield
-        finally:
-            for name, layer in self.layers.items():
-                layer.capture = captures[name]
+        return self._captures.paused()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes while training, captured batches included."""
@@ -441,15 +397,12 @@ class Sparsifier:
             "changes": self.changes,
             "pending": self._pending,
             "generators": {name: generator.get_state() for name, generator in self._generators.items()},
-            "captures": {
-                name: layer.capture.state() for name, layer in self.layers.items() if layer.capture is not None
-            },
+            "captures": self._captures.state_dict(),
             "importance": None if self.importance is None else self.importance.state_dict(),
             "pruned_neurons": dict(self.neurons.gone),
             "memory": {name: dict(own) for name, own in self._memory.items()},
             "marks": {name: dict(own) for name, own in self._marks.items()},
-            "weight_steps": {name: int(count) for name, count in self._weight_steps.items()},
-            "summed": self._summed,
+            **self._weights.state_dict(),
             "course": None if self._course is None else self._course.start,
         }
 
@@ -464,8 +417,7 @@ class Sparsifier:
         if self.importance is not None and state.get("importance") is not None:
             self.importance.load_state_dict(state["importance"])
         self.neurons = replace(self.neurons, gone=dict(state.get("pruned_neurons", {})))
-        self._weight_steps = dict(state.get("weight_steps", self._weight_steps))
-        self._summed = state.get("summed", 0)
+        self._weights.load_state_dict(state)
         if self._course is not None and state.get("course") is not None:
             self._course.start = state["course"]
         for name, layer in self.layers.items():
@@ -473,13 +425,9 @@ class Sparsifier:
             self._memory[name] = dict(state.get("memory", {}).get(name, {}))
             marks = state.get("marks", {}).get(name, {})
             self._marks[name] = {key: mark.to(layer.values.device) for key, mark in marks.items()}
-            layer.capture = None
-        self._arm()
-        for name, pairs in state["captures"].items():
-            capture = self.layers[name].capture
-            if capture is not None:
-                device = self.layers[name].values.device
-                capture.load([(batch, inputs.to(device), given.to(device)) for batch, inputs, given in pairs])
+        self._captures.drop()
+        self._captures.arm(self.steps, self._pending)
+        self._captures.load_state_dict(state["captures"])
 
 
 def _method(choices: Preset, layers: Mapping[str, SparseLinear]) -> Method:
