@@ -145,7 +145,7 @@ class Settings:
     def from_config(cls, config: dict[str, Any], where: str) -> Settings:
         """The settings in a `config.json`, or a `UserError` for a damaged or foreign one."""
         form = ("sparse-agents-run", 1)
-        settings = cls(**settings_in(config, where, "sparse-agents run", form, get_type_hints(cls), _LATER))
+        settings = cls(**settings_in(config, where, "sparse-agents run", form, get_type_hints(cls), LATER))
         settings.check()
         return settings
 
@@ -195,7 +195,7 @@ class Settings:
         return asdict(self)
 
 
-_LATER = {
+LATER: dict[str, Any] = {
     "norm": "none", "final_episodes": 0, "topology_from": None, "noise_features": 0.0, "permute_features_every": None,
     "input_sparsity": None, "ent_coef": None, "target_update_interval": 1, "initial_topology": "random", "n_steps": 1,
     "n_step_onset": 0, "buffer_min": None, "buffer_every": 10_000, "buffer_distance": 0.2,
@@ -233,7 +233,7 @@ def _replay(options: Train, preset: AgentPreset) -> dict[str, Any]:
         n_steps=preset.n_steps if options.n_steps is None else options.n_steps,
         n_step_onset=preset.scaled(preset.n_step_onset, options.steps) if onset is None else onset,
         buffer_min=minimum or None,
-        buffer_every=preset.scaled(preset.buffer_every, options.steps),
+        buffer_every=preset.scaled(preset.buffer_every, options.steps) if minimum else LATER["buffer_every"],
     )
 
 

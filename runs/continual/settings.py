@@ -72,7 +72,7 @@ class Settings:
     @classmethod
     def from_config(cls, config: dict[str, Any], where: str) -> Settings:
         """The settings in a `config.json`, or a `UserError` for a damaged or foreign one."""
-        settings = cls(**settings_in(config, where, "continual run", (FORMAT, VERSION), get_type_hints(cls), _LATER))
+        settings = cls(**settings_in(config, where, "continual run", (FORMAT, VERSION), get_type_hints(cls), LATER))
         settings.check()
         return settings
 
@@ -132,7 +132,7 @@ _GIVEN = (
     "memory",
     "initial_topology",
 )
-_LATER: dict[str, Any] = {"initial_topology": None}
+LATER: dict[str, Any] = {"initial_topology": None}
 
 
 def default_directory(settings: Settings) -> Path:

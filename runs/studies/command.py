@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from runs.continual.settings import LATER as LATER_OF_LEARNERS
 from runs.directories import stop_signals
 from runs.failure import UserError
 from runs.files import writing
@@ -18,11 +19,13 @@ from runs.lock import RunLock
 from runs.machine import command as this_command
 from runs.machine import commit, machine, versions
 from runs.seeds import parse_seeds
+from runs.settings import LATER as LATER_OF_AGENTS
 from runs.studies import agents, learners
 from runs.studies.options import Compare, CompareContinual, StudyFlags
-from runs.studies.plan import FILE, Arm, Study, check_names, folder_name, read_study
+from runs.studies.plan import FILE, Arm, Cell, Study, check_names, folder_name, read_study
 from runs.studies.running import Runner, failures, outcome_counts
 from runs.studies.speed import Speed, measure
+from runs.studies.states import state_of
 from runs.studies.view import View
 from runs.studies.workers import workers
 from runs.values import check_threads
@@ -78,7 +81,7 @@ def _compare(wanted: Study, options: StudyFlags) -> int:
 def _known(directory: Path, wanted: Study) -> Study | None:
     """The study that is there; None in a new or empty directory."""
     if (directory / FILE).exists():
-        return read_study(directory)
+        return read_study(directory).completed(LATER_OF_AGENTS if wanted.kind == "agents" else LATER_OF_LEARNERS)
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is a file; choose another --out")
     ours = {"lock", *(folder_name(group) for group in wanted.groups)}
@@ -152,7 +155,7 @@ def _say_how_to_go_on(directory: Path) -> int:
 
 
 def _show_plan(study: Study, options: StudyFlags) -> None:
-    """Print the grid with what it will take."""
+    """Print the grid with what it will take: what is finished in the directory is not done again."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     agents_here = study.kind == "agents"
     columns = ["group", "arm"]
@@ -172,15 +175,20 @@ def _show_plan(study: Study, options: StudyFlags) -> None:
             if study.seconds is not None:
                 settings = {**settings, "steps": speed.steps_in(study.seconds, settings)}
             seconds = speed.seconds(settings)
-            total, kept = total + seconds * len(study.seeds), kept + speed.kept_bytes * len(study.seeds)
-            passing = max(passing, speed.replay_bytes)
+            left = sum(state_of(options.out, Cell(group, arm, seed)) != "finished" for seed in study.seeds)
+            total, kept = total + seconds * left, kept + speed.kept_bytes * left
+            passing = max(passing, speed.replay_bytes if left else 0)
             table.add_row(group, arm.name, *_row(settings, seconds, speed))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 140
     console.print(table)
-    runs = len(list(study.cells()))
-    print(f"{runs} runs: {len(study.groups)} × {len(study.arms)} arms × {len(study.seeds)} seeds")
+    cells = list(study.cells())
+    finished = outcome_counts(options.out, cells)["finished"]
+    print(
+        f"{len(cells)} runs: {len(study.groups)} × {len(study.arms)} arms × {len(study.seeds)} seeds"
+        + (f", {finished} of them finished" if finished else "")
+    )
     if agents_here:
         count = options.workers or max(1, (os.cpu_count() or 1) // options.threads_per_worker)
         print(

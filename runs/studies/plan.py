@@ -112,6 +112,14 @@ class Study:
             commands=seen if other.commands[0] in seen else [*seen, *other.commands],
         )
 
+    def completed(self, later: Mapping[str, Any]) -> Study:
+        """This study with what settings of its time did not have and held then, by name."""
+        arms = [
+            replace(arm, settings={group: {**later, **each} for group, each in arm.settings.items()})
+            for arm in self.arms
+        ]
+        return replace(self, arms=arms)
+
     def narrowed(self, other: Study) -> Study:
         """The part of this study that `other` names."""
         wanted = {arm.name for arm in other.arms}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from runs.flags import AgentFlags
 from runs.options import Compare
 from runs.seeds import parse_seeds
 from runs.small_dense import agent_weights, small_hidden
+from runs.studies import command
 from runs.studies.agents import arms, settle
 from runs.studies.jobs import job
 from runs.studies.plan import Arm, Cell, Study, read_study
+from runs.studies.speed import Speed
 from runs.studies.states import attempts, error_of, progress_of, state_of, write_failure
 
 ENV = "HalfCheetah-v5"
@@ -215,3 +218,23 @@ def test_state_is_told_by_the_files(tmp_path: Path) -> None:
     assert (error_of(tmp_path, cell), attempts(tmp_path, cell)) == ("diverged again", 2)
     (run / "result.json").write_text("{}")
     assert state_of(tmp_path, cell) == "finished"
+
+
+RECORDS = Path(__file__).parents[2] / "runs" / "records"
+
+
+@pytest.mark.parametrize("record", [path.parent.name for path in sorted(RECORDS.glob("*/study.json"))])
+def test_a_recorded_study_goes_on_by_its_own_command(
+    record: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that was begun before some of today's settings were there."""
+    shutil.copytree(RECORDS / record, tmp_path / "study")
+    plan = read_study(tmp_path / "study")
+    monkeypatch.setattr(command, "measure", lambda *_: Speed(0.001, 0.001, 0.1, 1, 1))
+    words = plan.commands[-1][1:]
+    words[words.index("--out") + 1] = str(tmp_path / "study")
+    assert main(*words, "--dry-run") == 0
+    said = capsys.readouterr().out
+    finished = len([*(tmp_path / "study").rglob("result.json")])
+    assert f"{len([*plan.cells()])} runs: " in said
+    assert f", {finished} of them finished" in said
