@@ -118,6 +118,7 @@ def test_a_change_makes_nothing_of_the_size_outputs_times_inputs(name: str) -> N
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits its own memory as Linux does")
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("name", TRULY_SPARSE)
 def test_65536_wide_within_a_memory_limit(name: str) -> None:
     """A dense matrix of one byte an entry would take 4.3 GB."""
