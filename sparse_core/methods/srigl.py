@@ -70,7 +70,9 @@ def _shares(total: int, good: Tensor, salient: Tensor) -> list[int]:
 
 def _steepest_by_row(view: LayerView, good: Tensor, stay: Tensor, missing: Tensor) -> Tensor:
     """Positions with the largest |gradient|, `missing` of each row, besides those that stay and what is not ours."""
-    width, found = view.shape[1], []
+    width = view.shape[1]
+    # One place for all that is found: small pieces kept between large temporaries would pin the heap.
+    found, count = torch.empty(int(missing[good].sum()), dtype=torch.int64), 0
     theirs = view.blocked[~among(view.blocked, view.positions)]
     shut = torch.cat([view.positions[stay], theirs]).sort().values
     barred = torch.ones(width, dtype=torch.bool)
@@ -78,14 +80,28 @@ def _steepest_by_row(view: LayerView, good: Tensor, stay: Tensor, missing: Tenso
     shown = view.seen.of_outputs(good)
     for start, stop in row_blocks((good.numel(), width)):
         rows = good[start:stop]
+        if not missing[rows].any():
+            continue
         scores = shown.gradient_rows(start, stop).abs().cpu()
         inside = shut[torch.isin(shut // width, rows)]
         scores[torch.searchsorted(rows, inside // width), inside % width] = -torch.inf
         scores[:, barred] = -torch.inf
-        order = scores.sort(dim=1, descending=True, stable=True).indices
-        wanted = torch.arange(width) < missing[rows][:, None]
-        found.append((rows[:, None] * width + order)[wanted])
-    return torch.cat(found).sort().values
+        row, column = _largest_of_rows(scores, missing[rows])
+        found[count : count + row.numel()] = rows[row] * width + column
+        count += row.numel()
+    return found.sort().values
+
+
+def _largest_of_rows(scores: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the `wanted` (one number a row) largest scores of each row; of equal ones the first."""
+    best = scores.topk(int(wanted.max()), dim=1).values
+    last = best.gather(1, (wanted - 1).clamp(min=0)[:, None])
+    above = (scores > last) & (wanted > 0)[:, None]
+    row, column = (scores == last).nonzero(as_tuple=True)
+    place = torch.arange(row.numel()) - torch.searchsorted(row, row)
+    ties = place < (wanted - above.sum(1))[row]
+    more_rows, more_columns = above.nonzero(as_tuple=True)
+    return torch.cat([more_rows, row[ties]]), torch.cat([more_columns, column[ties]])
 
 
 def _settled(view: LayerView, dropped: Tensor, grown: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,6 +33,7 @@ from sparse_core.curvature import flow_shares
 from sparse_core.draws import sample_distinct
 from sparse_core.meters import nnz
 from sparse_core.methods.pruning import lamp_scores
+from sparse_core.methods.srigl import _largest_of_rows
 from sparse_core.redistribution import apportion
 from sparse_core.signals import Capture
 
@@ -767,3 +770,16 @@ def test_a_warm_up_needs_an_adam_that_knows_ages() -> None:
     model = SparseMLP([4, 8, 2], sparsity=0.5)
     with pytest.raises(TypeError, match=r"a warm-up of new connections needs `sparse_core\.Adam`.*got SGD"):
         Sparsifier.preset("smet", model, torch.optim.SGD(model.parameters(), lr=0.1), total_steps=10)
+
+
+@given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_srigls_largest_of_each_row_are_those_of_a_stable_sort(width: int, rows: int, seed: int) -> None:
+    draws = torch.Generator().manual_seed(seed)
+    scores = torch.randint(0, 4, (rows, width), generator=draws).float()  # many are equal
+    wanted = torch.randint(0, width + 1, (rows,), generator=draws)
+    wanted[0] = max(1, int(wanted[0]))
+    row, column = _largest_of_rows(scores, wanted)
+    order = scores.sort(dim=1, descending=True, stable=True).indices
+    expected = [{*order[number, :count].tolist()} for number, count in enumerate(wanted.tolist())]
+    assert [{*column[row == number].tolist()} for number in range(rows)] == expected
+    assert row.numel() == int(wanted.sum())
