@@ -30,6 +30,11 @@ class Captures:
         self._layers, self._batches, self._every, self._observer = layers, batches, every, observer
         self._steps = batches * stride
 
+    @property
+    def are_shown(self) -> bool:
+        """Whether a rule watches training, batch after batch."""
+        return self._observer is not None
+
     def arm(self, step: int, pending: bool) -> None:
         """Start capturing when the next change is near enough; captures count batches by the step."""
         if not self._batches:

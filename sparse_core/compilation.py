@@ -51,14 +51,16 @@ def sources(folder: Path = Path(__file__).parent) -> str:
 class _Cache(FunctionCache):
     """Numba's cache on disk, which by itself looks at a function's own file and not at what that calls."""
 
-    def _index_key(self, *arguments: Any) -> Any:
-        return (*super()._index_key(*arguments), sources())  # type: ignore[no-untyped-call]
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)  # type: ignore[no-untyped-call]
+        # What was kept under another stamp is replaced, not kept beside.
+        self._cache_file._source_stamp = (self._cache_file._source_stamp, sources())
 
 
 def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher = njit(nogil=True, error_model="numpy", **options)(function)
-        dispatcher._cache = _Cache(function)  # type: ignore[no-untyped-call]
+        dispatcher._cache = _Cache(function)
         announce()
         return dispatcher
 

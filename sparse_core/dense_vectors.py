@@ -14,10 +14,10 @@ from numba.extending import intrinsic
 
 from sparse_core.vectors import I32, I64, REGISTER_BYTES, WIDE, Lanes, by_tile, finish, loop, sum_each
 
-ROWS, VECTORS = (6, 4) if WIDE else (6, 2)
+ROWS, VECTORS = 6, 4 if WIDE else 2
 """A tile's rows and, at most, registers of the batch: as many sums as registers hold beside what they are made of."""
 
-DOT_ROWS, DOTS = (6, 4) if WIDE else (3, 4)
+DOT_ROWS, DOTS = 6 if WIDE else 3, 4
 """Rows and columns of a tile of the weight gradient, whose sums over the batch end in one short vector."""
 
 

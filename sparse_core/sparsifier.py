@@ -121,7 +121,6 @@ class Sparsifier:
         self.every = Every(period, last)
         self._last_change = 0 if last is None else last // period * period
         observer = None if self.method.grow is None else self.method.grow[1].observe
-        self._watches = observer is not None
         self._captures = Captures(
             self.layers, capture_batches if self.needs_capture else 0, capture_stride, self.every, observer
         )
@@ -314,7 +313,7 @@ class Sparsifier:
     @property
     def looks(self) -> int:
         """How often gradients of places without a connection were worked out: at every change, or at every step."""
-        return self.steps if self._watches else self.changes if self.needs_capture else 0
+        return self.steps if self._captures.are_shown else self.changes if self.needs_capture else 0
 
     def reached_plateau(self) -> None:
         """Say that validation gets no better: methods that search until then (CTRE) grow at random from now on."""

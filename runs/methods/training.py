@@ -80,7 +80,7 @@ def train(
         "accuracy": accuracy(model, *task.test),
         "validation": course,
         "nnz": meters.nnz(model),
-        "sparsity": meters.sparsity(model),
+        "sparsity_reached": meters.sparsity(model),
         "changes": sparsifier.changes,
         "measures": watch.close(draws["small-world"]),
         "flops": _flops(model, sparsifier, samples, training.batch_size),

@@ -53,7 +53,10 @@ def test_finished_runs_are_kept_and_the_same_seed_gives_the_same(
     assert "| set | 80 % |" in capsys.readouterr().out
     assert [row["explored"] != "" for row in rows] == [False, False, False, True, True]
     results = {name: json.loads((first / f"{name}-0.8-seed0.json").read_text()) for name in ("set", "static")}
-    assert [results[name]["topology"] for name in ("set", "static")] == ["set", "static"]
+    small = json.loads((first / "small-dense-0.8-seed0.json").read_text())
+    asked = [(each["topology"], each["sparsity"]) for each in (results["set"], results["static"], small)]
+    assert asked == [("set", 0.8), ("static", 0.8), ("small-dense", 0.8)]
+    assert small["sparsity_reached"] == 0 < results["set"]["sparsity_reached"] == pytest.approx(0.8, abs=1e-3)
     assert results["static"]["measures"]["topology_distance"] == results["static"]["measures"]["explored"] == []
     found = results["set"]["measures"]
     # One change, at the end of the epoch.
