@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -109,13 +110,18 @@ class Adam(Optimizer):
         if state and state["age"].dim() == 0 and group.get("ages", True):
             state["age"] = state["age"].expand(rewiring.before.numel(), *parameter.shape[1:]).clone()
 
+    # As torch's, without what hides them from torch's compiler by importing it, which takes two seconds.
+    add_param_group = inspect.unwrap(Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(Optimizer.zero_grad)
+    state_dict = inspect.unwrap(Optimizer.state_dict)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's; ages come back as the integers they were (torch casts state to the parameter's dtype).
 
         State of torch's own Adam or AdamW is taken over: its step count is every entry's age.
         """
         before = [dict(group) for group in self.param_groups]  # torch's own groups know no `decoupled`
-        super().load_state_dict(state_dict)
+        inspect.unwrap(Optimizer.load_state_dict)(self, state_dict)
         saved = [key for group in state_dict["param_groups"] for key in group["params"]]
         own = [parameter for group in self.param_groups for parameter in group["params"]]
         for key, parameter in zip(saved, own, strict=True):

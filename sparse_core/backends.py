@@ -25,6 +25,8 @@ class Backend:
     """A SparseLinear -> bytes of dense scratch that it holds from forward to backward, and more while in its pass."""
     convolve: Callable[[Tensor, Any], Tensor] | None = None
     """Images (B, C, H, W), a SparseConv2d -> its outputs; without it, patches of the images go to `product`."""
+    traceable: bool = False
+    """Whether torch's compiler may look into `product`; else it calls it as it is."""
 
 
 BACKENDS: Registry[Backend] = Registry("backend")
@@ -51,6 +53,6 @@ def gemm_scratch_bytes(layer: Any) -> tuple[int, int]:
     return weight, weight
 
 
-BACKENDS.add("gemm", Backend(gemm, gemm_index, gemm_scratch_bytes, convolve))
+BACKENDS.add("gemm", Backend(gemm, gemm_index, gemm_scratch_bytes, convolve, traceable=True))
 BACKENDS.add("csr", Backend(csr.product, csr.index))
 BACKENDS.add("rows", Backend(rows.product, rows.index, rows.scratch_bytes))

@@ -136,7 +136,7 @@ class SparseConv2d(SparseLinear):
         patches = F.unfold(images, self.kernel_size, self.dilation, self.padding, self.stride)
         # Transposed in memory: `csr` takes features first, and gives them so.
         features = patches.transpose(0, 1).reshape(self.matrix_shape[1], -1).T
-        outputs = self._product(features, self)
+        outputs = self._multiply(features)
         return outputs.T.reshape(self.out_channels, images.shape[0], *size).transpose(0, 1)
 
     def _gradient_rows(self, pairs: Pairs, start: int, stop: int) -> Tensor:

@@ -117,7 +117,6 @@ def _settle(layer: SparseLinear, batch_size: int, measurements: Measurements, na
     layer.use_backend(backend)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # it measures, and changes what the layer does
 def auto(inputs: Tensor, layer: Any) -> Tensor:
     """The fastest of the others, measured at the first forward pass for its batch size and kept from then on."""
     _settle(layer, inputs.numel() // layer.in_features, Measurements(), "a layer")

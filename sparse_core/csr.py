@@ -71,7 +71,6 @@ def _transpose(layer: Any) -> dict[str, Tensor]:
     }
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # kernels are opaque to torch's compiler
 def product(inputs: Tensor, layer: Any) -> Tensor:
     """Y = X Wᵀ + b that touches connections only: best above about 40 % sparsity, on the CPU."""
     values = layer.active_values

@@ -254,10 +254,17 @@ class SparseLinear(nn.Module):
         """Inputs (…, in_features) to outputs (…, out_features)."""
         if inputs.shape[-1] != self.in_features:
             raise ValueError(f"inputs must have {self.in_features} features last, got shape {tuple(inputs.shape)}")
-        outputs = self._product(inputs, self)
+        outputs = self._multiply(inputs)
         if self.capture is None:
             return outputs
         return observed(outputs, inputs.reshape(-1, self.in_features), self.capture, self.values.dtype)
+
+    def _multiply(self, inputs: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() and not self._traceable:
+            from sparse_core.opaque import call  # imports torch's compiler, which takes two seconds
+
+            return call(self._product, inputs, self)
+        return self._product(inputs, self)
 
     def use_backend(self, backend: str) -> None:
         """Let another backend multiply from now on; connections, values and gradients stay as they are."""
@@ -401,6 +408,7 @@ class SparseLinear(nn.Module):
 
     def _bind(self, backend: str) -> None:
         self._product: Callable[[Tensor, SparseLinear], Tensor] = BACKENDS[backend].product
+        self._traceable = BACKENDS[backend].traceable
         self.backend = backend
         # Counts how often derived buffers were made anew: whoever keeps their addresses looks here.
         self.generation = vars(self).get("generation", 0) + 1

@@ -38,7 +38,6 @@ def block_cells(shape: tuple[int, int], element_size: int) -> int:
     return (stop - start) * shape[1]
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # where blocks begin is data, which cannot be traced
 def product(inputs: Tensor, layer: Any) -> Tensor:
     """Dense products of a few rows of the weight at a time: for layers too wide for `gemm`, on any device."""
     output: Tensor = RowsLinear.apply(
