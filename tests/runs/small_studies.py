@@ -12,7 +12,7 @@ import numpy as np
 from runs.files import write_json
 from runs.studies.plan import Arm, Study
 
-ENV = "HalfCheetah-v5"
+ENV = "Hopper-v5"
 EVALUATIONS = 12
 MOVING = ("set", "rigl", "reset-in-place")
 

@@ -24,7 +24,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (dict(sparsity=-0.1), "got -0.1"),
     (dict(sparsity="nan"), "got nan"),
     (dict(actor_sparsity=2), "got 2.0"),
-    (dict(sparsity=0.95), "`sparsity` 0.95 cannot be met: of 624 connections 96 are in layers kept dense"),
+    (dict(sparsity=0.95), "`sparsity` 0.95 cannot be met: of 480 connections 48 are in layers kept dense"),
     (dict(topology="rigel"), "no topology called 'rigel'; did you mean 'rigl'?"),
     (dict(topology="dense", sparsity=0.5), "topology 'dense' keeps every connection, got sparsity 0.5"),
     (dict(env="halfcheetah-v5"), "no environment called 'halfcheetah-v5'; did you mean 'HalfCheetah-v5'?"),

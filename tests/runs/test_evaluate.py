@@ -35,7 +35,7 @@ def test_the_same_figures_again(finished: Path, capsys: pytest.CaptureFixture[st
 def test_what_is_said(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = evaluate(capsys, finished, "--episodes", "1", "--seed", "100").splitlines()
     actor = sum(count for name, count in result_of(finished)["nnz"].items() if name.startswith("actor"))
-    assert lines[0] == f"HalfCheetah-v5, step 900, actor with {actor} connections (sparsity 0.5994):"
+    assert lines[0] == f"Hopper-v5, step 900, actor with {actor} connections (sparsity 0.6000):"
     # The seed of the evaluations during training: the last one over again.
     score = result_of(finished)["eval"]["mean_return"]
     wanted = f"return {score:,.1f} ± 0.0 over 1 episodes (from {score:,.1f} to {score:,.1f}), seed 100"

@@ -28,14 +28,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_result_says_what_the_agent_saw(finished: Path) -> None:
     result = result_of(finished)
-    # 17 real features of 34, 6 actions; hidden layers of 16: the first layers alone are sparse.
-    assert result["nnz"]["actor.mu.0"] == 34 * 16 - round(0.8 * 34 * 16)
-    assert result["sparsity_by_network"]["actor"] == pytest.approx(round(0.8 * 34 * 16) / (34 * 16 + 256 + 96))
-    assert len(result["input_connections"]["actor"]) == 34
-    env = envs.make("HalfCheetah-v5", noise=envs.Noise(0.5, seed=0, permute_every=250))
+    # 11 real features of 22, 3 actions; hidden layers of 16: the first layers alone are sparse.
+    assert result["nnz"]["actor.mu.0"] == 22 * 16 - round(0.8 * 22 * 16)
+    assert result["sparsity_by_network"]["actor"] == pytest.approx(round(0.8 * 22 * 16) / (22 * 16 + 256 + 48))
+    assert len(result["input_connections"]["actor"]) == 22
+    env = envs.make("Hopper-v5", noise=envs.Noise(0.5, seed=0, permute_every=250))
     places = env.env.places(699)
     env.close()
-    assert result["real_features"] == np.flatnonzero(places < 17).tolist() != list(range(17))
+    assert result["real_features"] == np.flatnonzero(places < 11).tolist() != list(range(11))
     course = result["input_course"]
     assert [step for step, _ in course] == [step for step, _ in result["curve"]] == [300, 600, 700]
     assert course[-1][1] == shares_of(result["input_connections"], result["real_features"])

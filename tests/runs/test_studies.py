@@ -18,7 +18,7 @@ from tiny_studies import compare, flags, plan_of, results
 
 from runs.lock import RunLock
 
-RUN = "HalfCheetah-v5/set-0.6/seed-1"
+RUN = "Hopper-v5/set-0.6/seed-1"
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +31,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_study_is_ordinary_runs(study: Path, tmp_path: Path) -> None:
     assert {*results(study)} == {
-        f"HalfCheetah-v5/{arm}/seed-{seed}"
+        f"Hopper-v5/{arm}/seed-{seed}"
         for arm in ("dense", "small-dense-0.6", "set-0.6", "final-topology-0.6")
         for seed in (0, 1)
     }
@@ -53,13 +53,13 @@ def _backends(run: Path) -> str:
 def test_final_topology_is_the_one_that_the_search_of_its_seed_ended_with(study: Path) -> None:
     found = results(study)
     for seed in (0, 1):
-        searched, given = (found[f"HalfCheetah-v5/{arm}-0.6/seed-{seed}"] for arm in ("set", "final-topology"))
+        searched, given = (found[f"Hopper-v5/{arm}-0.6/seed-{seed}"] for arm in ("set", "final-topology"))
         assert given["degrees"] == searched["degrees"]
         assert given["input_connections"] == searched["input_connections"]
         assert searched["topology_changes"]
         assert not given["topology_changes"]
         assert given["curve"] != searched["curve"]
-    assert found["HalfCheetah-v5/set-0.6/seed-0"]["degrees"] != found["HalfCheetah-v5/set-0.6/seed-1"]["degrees"]
+    assert found["Hopper-v5/set-0.6/seed-0"]["degrees"] != found["Hopper-v5/set-0.6/seed-1"]["degrees"]
 
 
 def test_finished_study_is_kept_as_it_is(study: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -101,12 +101,12 @@ def test_failed_runs_are_listed_and_tried_again_on_request(
     whole = results(copy)
     shutil.rmtree(copy / RUN)
     (copy / RUN).write_text("in the way")
-    shutil.rmtree(copy / "HalfCheetah-v5/final-topology-0.6/seed-1")
+    shutil.rmtree(copy / "Hopper-v5/final-topology-0.6/seed-1")
     for _ in range(2):  # the second time it is only listed
         assert compare(copy, "--small-dense", **options) == 2
         said = capfd.readouterr().err
-        assert f"failed (1×): HalfCheetah-v5 set-0.6 seed 1: {copy / RUN} is a file; choose another --out" in said
-        assert "it takes the last topology of HalfCheetah-v5 set-0.6 seed 1, which is not there" in said
+        assert f"failed (1×): Hopper-v5 set-0.6 seed 1: {copy / RUN} is a file; choose another --out" in said
+        assert "it takes the last topology of Hopper-v5 set-0.6 seed 1, which is not there" in said
         assert "2 of 8 runs failed; mend it and try them again with --retry-failed" in said
     (copy / RUN).unlink()
     assert compare(copy, "--small-dense", "--retry-failed", **options) == 0
@@ -121,7 +121,7 @@ def test_dry_run_shows_the_grid_and_writes_nothing(tmp_path: Path, capsys: pytes
     assert "hours with 2 workers" in said
     assert "MB of disk" in said
     assert [line.split()[:2] for line in said.splitlines()[1:3]] == [
-        ["HalfCheetah-v5", "dense"], ["HalfCheetah-v5", "static-0.6"],
+        ["Hopper-v5", "dense"], ["Hopper-v5", "static-0.6"],
     ]  # fmt: skip
     assert not [*tmp_path.iterdir()]
 
@@ -215,7 +215,7 @@ def test_worker_that_dies_again_and_again_is_a_failed_run(
     out = tmp_path / "study"
     parent = start(*flags(out, topologies="static", seeds="1", steps=200_000, workers=1))
     processes.append(parent)
-    run = out / "HalfCheetah-v5/static-0.6/seed-0"
+    run = out / "Hopper-v5/static-0.6/seed-0"
     killed: set[int] = set()
     for _ in range(2):
         wait_for(lambda: bool({*workers_of(parent.pid)} - killed) and (run / "metrics.jsonl").exists(), parent)
@@ -269,10 +269,10 @@ def test_equal_seconds_give_a_wider_network_fewer_steps(tmp_path: Path) -> None:
     out, arm = tmp_path / "study", "wide --topology dense --hidden 256,256"
     given = dict(topologies="dense", seeds="1", seconds=4, steps=None, learning_starts=200, buffer_size=20_000)
     assert compare(out, "--arm", arm, **given) == 0
-    steps = {each["name"]: each["settings"]["HalfCheetah-v5"]["steps"] for each in plan_of(out)["arms"]}
+    steps = {each["name"]: each["settings"]["Hopper-v5"]["steps"] for each in plan_of(out)["arms"]}
     assert steps["wide"] < steps["dense"]
     found = results(out)
-    assert {name: found[f"HalfCheetah-v5/{name}/seed-0"]["steps"] for name in steps} == steps
+    assert {name: found[f"Hopper-v5/{name}/seed-0"]["steps"] for name in steps} == steps
     assert compare(out, "--arm", arm, **given) == 0  # measured once: the same steps again
     assert results(out) == found
 

@@ -50,7 +50,7 @@ def test_replaced_and_explored_by_hand() -> None:
 
 
 def small_agent(**options: Any) -> SparseTD3:
-    env = DummyVecEnv([lambda: envs.make("HalfCheetah-v5")])
+    env = DummyVecEnv([lambda: envs.make("Hopper-v5")])
     chosen = dict(sparsity=0.6, policy_kwargs=dict(net_arch=[8, 8]), seed=0, device="cpu", buffer_size=50, batch_size=4)
     return SparseTD3("MlpPolicy", env, **{**chosen, **options})  # type: ignore[arg-type]
 
@@ -70,7 +70,7 @@ def test_dormant_neurons_by_hand() -> None:
     space = model.observation_space
     assert isinstance(space, spaces.Box)
     row = np.zeros((1, *space.shape), np.float32)
-    buffer.add(row, row, np.zeros((1, 6), np.float32), np.zeros(1), np.zeros(1), [{}])
+    buffer.add(row, row, np.zeros((1, 3), np.float32), np.zeros(1), np.zeros(1), [{}])
     assert dormant_shares(model) == {"actor": 2 / 16, "critic": 4 / 16}
 
 
@@ -96,9 +96,9 @@ def test_degrees_and_inputs_count_every_connection() -> None:
             assert sum(count for _, count in found[name][side]) == neurons
             assert sum(degree * count for degree, count in found[name][side]) == layer.nnz
     inputs = input_connections(model)
-    assert {name: len(counts) for name, counts in inputs.items()} == {"actor": 17, "critic.qf0": 23, "critic.qf1": 23}
+    assert {name: len(counts) for name, counts in inputs.items()} == {"actor": 11, "critic.qf0": 14, "critic.qf1": 14}
     assert sum(inputs["actor"]) == layers["actor.mu.0"].nnz
-    assert input_connections(small_agent(topology="dense", sparsity=0))["critic.qf0"] == [8] * 23
+    assert input_connections(small_agent(topology="dense", sparsity=0))["critic.qf0"] == [8] * 14
 
 
 def test_result_has_the_course_of_the_search(finished: Path) -> None:

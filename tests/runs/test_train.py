@@ -28,17 +28,17 @@ def test_a_run_directory(finished: Path) -> None:
 
 def test_the_result(finished: Path) -> None:
     result = json.loads((finished / "result.json").read_text())
-    expected = {"algo": "td3", "env": "HalfCheetah-v5", "topology": "set", "preset": "td3", "seed": 0, "steps": STEPS}
+    expected = {"algo": "td3", "env": "Hopper-v5", "topology": "set", "preset": "td3", "seed": 0, "steps": STEPS}
     assert expected.items() <= result.items()
     assert result["updates"] == 800
     assert result["topology_changes"] == 16
-    # Actor 17-16-16-6, critics 23-16-16-1.
-    actor, critic = 17 * 16 + 16 * 16 + 16 * 6, 23 * 16 + 16 * 16 + 16
+    # Actor 11-16-16-3, critics 14-16-16-1.
+    actor, critic = 11 * 16 + 16 * 16 + 16 * 3, 14 * 16 + 16 * 16 + 16
     kept = {"actor": actor - round(0.6 * actor), "critic.qf0": critic - round(0.6 * critic)}
     kept["critic.qf1"] = kept["critic.qf0"]
     for network, count in kept.items():
         assert sum(nnz for name, nnz in result["nnz"].items() if name.startswith(network)) == count
-    assert result["nnz"]["actor.mu.4"] == 16 * 6  # kept dense
+    assert result["nnz"]["actor.mu.4"] == 16 * 3  # kept dense
     assert result["nnz_total"] == sum(kept.values())
     assert result["sparsity_target"] == 0.6
     assert result["sparsity"] == 1 - sum(kept.values()) / (actor + 2 * critic)
@@ -148,7 +148,7 @@ def test_the_default_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     arguments = flags(Path(), steps=5)
     assert main(*arguments[:2], *arguments[4:]) == 0
-    assert (tmp_path / "results" / "HalfCheetah-v5" / "set-0.6-seed0" / "result.json").exists()
+    assert (tmp_path / "results" / "Hopper-v5" / "set-0.6-seed0" / "result.json").exists()
 
 
 def test_plain_lines_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,7 +159,7 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.C
         "note: with 30 steps, of which the first 100 are random, nothing is learned; lower --learning-"
     )
     assert [line.split(":")[0].split() for line in lines] == [["step", "20"], ["step", "30"]]
-    assert output.out.startswith("30 steps, 762 connections (sparsity 0.5998), return ")
+    assert output.out.startswith("30 steps, 588 connections (sparsity 0.6005), return ")
     assert output.out.count("\n") == 1
 
 

@@ -20,7 +20,7 @@ from runs.checkpoints import CheckpointStore
 ROOT = Path(__file__).parents[2]
 STEPS = 900
 TINY = {
-    "env": "HalfCheetah-v5",
+    "env": "Hopper-v5",  # which falls soon: an episode of HalfCheetah takes as long as all the rest
     "sparsity": 0.6,
     "topology": "set",
     "steps": STEPS,

@@ -9,7 +9,7 @@ from typing import Any
 from tiny_runs import TINY, main, result_of
 
 GRID = {
-    **{name: value for name, value in TINY.items() if name not in ("env", "sparsity", "topology", "seed", "threads")},
+    **{name: value for name, value in TINY.items() if name not in ("sparsity", "topology", "seed", "threads")},
     "topologies": "dense,static,set",
     "sparsities": "0.6",
     "seeds": "2",
