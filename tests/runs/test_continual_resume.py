@@ -181,6 +181,7 @@ def test_sigterm_without_checkpoints(plain: Path, tmp_path: Path, capfd: pytest.
     assert result_of(directory) == result_of(plain)
 
 
+@pytest.mark.slow  # in a fork above
 def test_kill_9_in_a_real_process(finished: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     with start(*flags(directory)) as process:
