@@ -54,9 +54,9 @@ def kill_9(directory: Path, step: int, **changes: Any) -> None:
     assert not (directory / "result.json").exists()
 
 
-def assert_enough_on_both_sides(directory: Path, step: int) -> None:
+def assert_enough_on_both_sides(directory: Path, step: int, enough: int = 3) -> None:
     changes = [line["step"] for line in metrics_of(directory) if line["kind"] == "topology"]
-    assert min(sum(at <= step for at in changes), sum(at > step for at in changes)) >= 3
+    assert min(sum(at <= step for at in changes), sum(at > step for at in changes)) >= enough
 
 
 def test_kill_9_inside_the_capture_window(long: Path, tmp_path: Path) -> None:
@@ -245,7 +245,8 @@ def test_kill_9_with_every_topology(topology: str, finished: Path, tmp_path: Pat
     assert main("resume", directory) == 0
     assert_equal_runs(directory, whole)
     if PRESETS[topology].changes and PRESETS[topology].course not in ("at-once", "phases"):  # those change seldom
-        assert_enough_on_both_sides(whole, MIDDLE)
+        # What lies below dsr's threshold goes, and at first nothing does.
+        assert_enough_on_both_sides(whole, MIDDLE, enough=2 if topology == "dsr" else 3)
 
 
 @pytest.mark.slow
