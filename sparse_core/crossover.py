@@ -30,6 +30,8 @@ PATIENCE = 1.0  # seconds after which even the least repetitions are not waited 
 def settle(model: nn.Module, batch_size: int, *, cache: Path | None = None) -> dict[str, str]:
     """Give every layer on backend `auto` the fastest one for this batch size and torch's present thread count.
 
+    Called again, it does so too for layers that settled and have half or twice as many connections since: a method
+    that starts dense and prunes leaves what was fastest. Nothing else changes a settled layer.
     What was measured before on this machine is not measured again, and no generator but its own is drawn from.
 
     Args:
@@ -41,12 +43,16 @@ def settle(model: nn.Module, batch_size: int, *, cache: Path | None = None) -> d
         The backend of every sparse layer by its name.
     """
     layers = sparse_layers(model)
-    open_ones = {name: layer for name, layer in layers.items() if layer.backend == AUTO}
+    open_ones = {name: layer for name, layer in layers.items() if layer.backend == AUTO or _is_outgrown(layer)}
     if open_ones:
         measurements = Measurements(cache)
         for name, layer in open_ones.items():
             _settle(layer, batch_size, measurements, name or "the layer")
     return {name: layer.backend for name, layer in layers.items()}
+
+
+def _is_outgrown(layer: SparseLinear) -> bool:
+    return layer.settled_for is not None and not layer.settled_for / 2 < layer.nnz < layer.settled_for * 2
 
 
 def candidates(layer: SparseLinear) -> list[str]:
@@ -115,6 +121,7 @@ def _settle(layer: SparseLinear, batch_size: int, measurements: Measurements, na
         why = ", ".join(f"{each} {1e6 * seconds[each]:.0f} µs" for each in names)
     logger.info("%s (%s) multiplies with %s: %s", name, case, backend, why)
     layer.use_backend(backend)
+    layer.settled_for = layer.nnz
 
 
 def auto(inputs: Tensor, layer: Any) -> Tensor:

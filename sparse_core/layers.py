@@ -48,6 +48,8 @@ class SparseLinear(nn.Module):
     frozen_bias_values: Tensor
     connection_shape: tuple[int, ...]
     masking: Masking | None
+    settled_for: int | None = None
+    """How many connections it had when its backend was chosen by measurement; None if somebody named it."""
     _capture: Capture | None = None
 
     def __init__(
@@ -269,6 +271,7 @@ class SparseLinear(nn.Module):
     def use_backend(self, backend: str) -> None:
         """Let another backend multiply from now on; connections, values and gradients stay as they are."""
         BACKENDS[backend]  # an unknown name changes nothing
+        self.settled_for = None
         if backend == self.backend:
             return
         for name in self._derived:

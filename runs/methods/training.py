@@ -69,6 +69,7 @@ def train(
             begun = time.process_time()  # what else runs on the machine does not lengthen it
             _learn(model, optimizer, sparsifier, task.train, part, watch)
             seconds += time.process_time() - begun
+            settle(model, training.batch_size)
             course.append(accuracy(model, *task.validation))
             watch.look()
             if reached is None and course[-1] >= training.target:

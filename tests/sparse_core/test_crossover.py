@@ -15,7 +15,17 @@ import pytest
 import torch
 from torch import nn
 
-from sparse_core import BACKENDS, SparseLinear, SparseMLP, Topology, crossover, settle, sparse_layers, sparsify
+from sparse_core import (
+    BACKENDS,
+    Rewiring,
+    SparseLinear,
+    SparseMLP,
+    Topology,
+    crossover,
+    settle,
+    sparse_layers,
+    sparsify,
+)
 from sparse_core.crossover import candidates, measure
 from sparse_core.measurements import VERSION, Measurements, default_folder
 from sparse_core.trials import training_pass
@@ -56,6 +66,23 @@ def test_each_layer_takes_the_fastest(asked: list[str]) -> None:
     assert asked == ["16x6 32", "12x16 32"]
     model(torch.ones(5, 6))
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize(("left", "measured"), [(12, True), (13, False)])
+def test_a_pruned_layer_settles_anew_when_asked(left: int, measured: bool, asked: list[str]) -> None:
+    layer = SparseLinear(6, 8, topology=Topology.random((8, 6), 24, seeded()), backend="auto")
+    assert settle(layer, 32) == {"": "csr"}
+    dropped = torch.arange(24 - left)
+    layer.rewire(Rewiring.of((8, 6), layer.positions, dropped, layer.positions.new_empty(0)))
+    layer(torch.ones(5, 6))
+    assert len(asked) == 1  # nobody asked
+    for _ in range(2):
+        settle(layer, 32)
+        assert asked == ["8x6 32"] * (1 + measured)
+    layer.use_backend("gemm")  # named: nothing is measured any more
+    layer.rewire(Rewiring.of((8, 6), layer.positions, torch.arange(left - 1), layer.positions.new_empty(0)))
+    assert settle(layer, 32) == {"": "gemm"}
+    assert len(asked) == 1 + measured
 
 
 def test_other_backends_are_kept(asked: list[str]) -> None:
