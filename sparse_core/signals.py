@@ -13,6 +13,7 @@ from sparse_core.draws import largest
 
 Pairs = list[tuple[Tensor, Tensor]]
 """Captured batches: inputs, output gradients."""
+ROWS = torch.contiguous_format
 BLOCK_CELLS = 1 << 20  # cells of the dense gradient looked at together: 4 MiB in float32
 
 
@@ -33,8 +34,10 @@ class Capture:
 
     def add(self, inputs: Tensor, gradients: Tensor) -> None:
         """Keep one backward pass: inputs (B, in_features, …) and output gradients (B, out_features, …)."""
-        # Copies: the caller may fill the same input buffer with the next batch.
-        self._pairs.append((self.batch, inputs.detach().clone(), gradients.detach().clone()))
+        # Copies: the caller may fill the same input buffer with the next batch. Row after row, as a checkpoint gives
+        # them back: `csr` hands out transposed views, and sums in another order round otherwise.
+        kept_inputs, kept_gradients = (each.detach().clone(memory_format=ROWS) for each in (inputs, gradients))
+        self._pairs.append((self.batch, kept_inputs, kept_gradients))
         kept = sorted({batch for batch, _, _ in self._pairs})[-self.batches :]
         while self._pairs[0][0] < kept[0]:
             self._pairs.popleft()

@@ -52,6 +52,20 @@ def test_streamed_top_k_is_exact_with_ties_in_any_blocks(
     assert found.tolist() == dense_oracle(scores, count, free)
 
 
+@pytest.mark.parametrize("backend", ["gemm", "csr", "rows"])
+def test_batches_are_kept_as_a_checkpoint_gives_them_back(backend: str) -> None:
+    layer = SparseLinear(5, 7, sparsity=0.5, backend=backend, generator=seeded())
+    layer.capture = Capture(2)
+    inputs, weights = torch.randn(5, 90, generator=seeded(1)).T, torch.randn(7, 90, generator=seeded(2)).T
+    (layer(inputs.requires_grad_()) * weights).sum().backward()
+    ((kept, gradients),) = layer.capture.pairs
+    assert torch.equal(kept, inputs)
+    assert torch.equal(gradients, weights)
+    # Otherwise sums over them go another way, and round, before a kill and after it.
+    assert kept.is_contiguous()
+    assert gradients.is_contiguous()
+
+
 def test_blocks_cover_the_matrix_and_stay_small() -> None:
     with mock.patch.object(signals, "BLOCK_CELLS", 1000):
         blocks = list(row_blocks((257, 300)))
