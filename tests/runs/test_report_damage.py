@@ -136,7 +136,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # some 500 reports
+@pytest.mark.timeout(3600)  # some 500 reports
 @pytest.mark.parametrize("kind", ["agents", "continual"])
 def test_nothing_that_a_result_may_hold_stops_a_report(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
