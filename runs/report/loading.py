@@ -159,6 +159,9 @@ def _learner_faults(result: dict[str, Any]) -> Iterator[str]:
     tasks, scenario = len(result["task_classes"]), result["benchmark_scenario"]
     if scenario not in SCENARIOS:
         yield f"`benchmark_scenario` must be one of {', '.join(SCENARIOS)}, got {scenario!r}"
+    needed = "final" if result["joint"] else "R"
+    if all(result[needed].get(kind) is None for kind in ("class_il", "task_il")):
+        yield f"`{needed}` has accuracies neither with the task known nor with it not known"
     for kind in ("class_il", "task_il"):
         rows = (result["R"].get(kind) or [[]])[0]
         if rows and not all(len(row) == tasks for row in [*rows, rows]):

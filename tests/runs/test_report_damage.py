@@ -89,6 +89,7 @@ def test_a_run_that_cannot_be_used_is_one_line(change: Callable[[Any], Any], lin
         (lambda r: r["class_il"].update(acc=None), "`class_il.acc` must be an object, got None"),
         (lambda r: r.update(nnz=[[]]), "`nnz[0]` must not be empty"),
         (lambda r: r["R"]["task_il"][0].pop(), "`R.task_il` is no matrix of 3 × 3"),
+        (lambda r: r.update(R={}), "`R` has accuracies neither with the task known nor with it not known"),
         (lambda r: r["final"]["class_il"][0].pop(), "`final.class_il` is not of 3 tasks"),
         (lambda r: r.update(benchmark="split-mnist"), "it is of split-mnist"),
     ],
