@@ -8,7 +8,7 @@ from runs.options import Demo
 from runs.report.options import Report
 from runs.studies.options import Compare
 
-STEPS, SEEDS = 20_000, 3
+STEPS, SEEDS = 18_000, 3
 
 
 def demo(options: Demo) -> int:

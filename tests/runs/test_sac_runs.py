@@ -65,7 +65,7 @@ def test_result_evaluation_and_exports(
     assert main("evaluate", directory, "--episodes", "1") == 0
     assert "return" in capsys.readouterr().out
     model, _, _ = load_agent(directory)
-    x = np.random.default_rng(0).normal(size=(9, 17))
+    x = np.random.default_rng(0).normal(size=(9, 11))
     wanted = model.predict(x, deterministic=True)[0]
     for kind in ("sb3", "onnx", "dense-state-dict"):
         assert main("export", directory, "--to", kind, "--out", tmp_path / kind) == 0
