@@ -69,8 +69,8 @@ def steepest(view: LayerView, count: int) -> Tensor:
 
 @grow_rule("importance", needs_importance=True)
 def between_important_neurons(view: LayerView, count: int) -> Tensor:
-    """Grow between the most important neurons, by the product of both ends (SpaceNet, arXiv:2007.07617), streamed."""
-    return view.most_important_pairs(count)
+    """Grow between the most important neurons, by the product of both ends (SpaceNet, arXiv:2007.07617)."""
+    return view.strongest_pairs(count, view.importance.outputs, view.importance.inputs)
 
 
 @grow_rule("in-place", in_place=True)

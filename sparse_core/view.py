@@ -12,6 +12,7 @@ from torch import Tensor
 from sparse_core.choosing import HARD, Choosing, lowest
 from sparse_core.draws import among, largest, sample_outside
 from sparse_core.importance import Signals
+from sparse_core.outer_products import largest_products
 from sparse_core.signals import Capture, streamed_largest
 
 
@@ -138,7 +139,11 @@ class LayerView:
             row = torch.searchsorted(self._outputs, besides // self.shape[1])
             column = torch.searchsorted(self._inputs, besides % self.shape[1])
             taken = torch.cat([taken, row * width + column]).sort().values
-        ranks = sample_outside(self._outputs.numel() * width, count, taken, self.generator)
+        return self._at_ranks(sample_outside(self._outputs.numel() * width, count, taken, self.generator))
+
+    def _at_ranks(self, ranks: Tensor) -> Tensor:
+        """Flat positions of ranks within allowed outputs × allowed inputs."""
+        width = self._inputs.numel()
         return self._outputs[ranks // width] * self.shape[1] + self._inputs[ranks % width]
 
     def strongest_gradients(self, count: int) -> Tensor:
@@ -163,14 +168,17 @@ class LayerView:
         """Inputs where growth is allowed, ascending."""
         return self._inputs
 
-    def most_important_pairs(self, count: int) -> Tensor:
-        """The `count` positions with the largest importance of output × input where growth is allowed, ascending.
+    def strongest_pairs(self, count: int, outputs: Tensor, inputs: Tensor) -> Tensor:
+        """The `count` positions with the largest outputs[i] · inputs[j] where growth is allowed, ascending.
 
-        Exact, streamed in row blocks, like `strongest_gradients`.
+        As `strongest`, in O(n log n) where no temperature is set. Outputs (out_features,), inputs (in_features,), ≥ 0.
         """
-        signals = self.importance
-        outputs = signals.outputs[self._outputs]
-        return self.strongest(count, lambda start, stop: outputs[start:stop, None] * signals.inputs)
+        scored, chosen = self.choosing.scored(count), outputs[self._outputs]
+        if self.choosing.temperature is None:
+            ranks = largest_products(chosen, inputs[self._inputs], scored, self._blocked_ranks)
+            if ranks is not None:
+                return self._with_random(count, self._at_ranks(ranks))
+        return self.strongest(count, lambda start, stop: chosen[start:stop, None] * inputs)
 
     def strongest(self, count: int, rows: Callable[[int, int], Tensor]) -> Tensor:
         """The `count` positions with the largest scores where growth is allowed, ascending; see `choosing`.
@@ -180,15 +188,17 @@ class LayerView:
             rows: (start, stop) -> scores (stop-start, in_features) of those of the allowed outputs; at least 0 where a
                 temperature is set. They are asked for block by block, in order, and never held together.
         """
-        scored = self.choosing.scored(count)
-        best = self._best(scored, rows)
-        return best if scored == count else torch.cat([best, self.sample_vacant(count - scored, best)]).sort().values
+        return self._with_random(count, self._best(self.choosing.scored(count), rows))
 
     def strongest_of(self, count: int, candidates: Tensor, scores: Tensor) -> Tensor:
         """As `strongest`, of some vacant positions (ascending) with scores; random others where they are too few."""
         scored = min(self.choosing.scored(count), candidates.numel())
-        best = candidates[largest(self.choosing.keys(scores, self.generator), scored)]
-        return best if scored == count else torch.cat([best, self.sample_vacant(count - scored, best)]).sort().values
+        return self._with_random(count, candidates[largest(self.choosing.keys(scores, self.generator), scored)])
+
+    def _with_random(self, count: int, best: Tensor) -> Tensor:
+        """These and as many random others as are missing from `count`, ascending."""
+        missing = count - best.numel()
+        return torch.cat([best, self.sample_vacant(missing, best)]).sort().values if missing else best
 
     def is_vacant(self, positions: Tensor) -> Tensor:
         """Whether a connection may grow there."""

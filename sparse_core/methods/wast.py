@@ -26,10 +26,8 @@ def least_between_important_neurons(view: LayerView, count: int, *, sensitivity:
 
 @grow_rule("neuron-importance", needs_capture=True)
 def between_important(view: LayerView, count: int) -> Tensor:
-    """Grow between the most important neurons: the largest products of both ends, streamed; see the drop rule."""
-    outputs, inputs = _importance(view)
-    chosen = outputs[view.allowed_outputs]
-    return view.strongest(count, lambda start, stop: chosen[start:stop, None] * inputs)
+    """Grow between the most important neurons: the largest products of both ends; see the drop rule."""
+    return view.strongest_pairs(count, *_importance(view))
 
 
 @grow_rule("neuron-importance-or-random", needs_capture=True)
