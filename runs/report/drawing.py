@@ -49,7 +49,7 @@ class Palette:
 
 def figure(width: float, height: float) -> Figure:
     """A figure of its own, without a window and without `pyplot`, which would choose for the whole program."""
-    made = Figure(figsize=(width, height), layout="constrained")
+    made = Figure(figsize=(width, height), dpi=110, layout="constrained")
     FigureCanvasAgg(made)
     return made
 
@@ -57,7 +57,7 @@ def figure(width: float, height: float) -> Figure:
 def png(made: Figure) -> bytes:
     """A figure as a PNG that is the same whenever it is made."""
     file = io.BytesIO()
-    made.savefig(file, dpi=110, format="png", metadata={"Software": None})
+    FigureCanvasAgg(made).print_png(file, metadata={"Software": None})  # `savefig` would lay it out twice
     return file.getvalue()
 
 
