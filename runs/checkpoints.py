@@ -144,11 +144,22 @@ class CheckpointStore:
         return folder
 
     def drop_replay(self) -> None:
-        """Write the newest checkpoint anew without its replay rows: of a run that has come to its end."""
+        """Write the newest checkpoint anew without its replay rows: of a run that has come to its end.
+
+        A `UserError` says that it is damaged.
+        """
         folders = self._newest()
-        if folders and unpack_manifest(folders[max(folders)] / _STATE)[0].get("replay") is not None:
+        if not folders:
+            return
+        try:
+            has_replay = unpack_manifest(folders[max(folders)] / _STATE)[0].get("replay") is not None
+        except Damaged as error:
+            raise UserError(f"{error}; the run's replay is kept") from error
+        if has_replay:
             last = self.load(replay=False)
             self.save(last.step, last.tensors, last.state)
+        else:
+            self.rewind(max(folders))  # a kill may have left the replay rows of the one before
 
     def rewind(self, step: int) -> None:
         """Remove the checkpoints of steps after `step`: the run goes on from there."""

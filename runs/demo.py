@@ -7,6 +7,7 @@ from pathlib import Path
 from runs.options import Demo
 from runs.report.options import Report
 from runs.studies.options import Compare
+from runs.studies.plan import FILE
 
 STEPS, SEEDS = 18_000, 3
 
@@ -43,9 +44,9 @@ def demo(options: Demo) -> int:
 
 
 def _free(wanted: Path) -> Path:
-    """`wanted`, or with the next number where it is taken."""
+    """`wanted`, or with the next number where it is taken; one that was interrupted goes on."""
     number, directory = 1, wanted
-    while directory.exists():
+    while directory.exists() and not ((directory / FILE).exists() and not (directory / "report.html").exists()):
         number += 1
         directory = wanted.with_name(f"{wanted.name}-{number}")
     return directory

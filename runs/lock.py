@@ -13,6 +13,10 @@ from runs.failure import UserError
 from runs.files import writing
 
 
+class LockHeld(UserError):
+    """Another process writes to this directory."""
+
+
 class RunLock:
     """While it is held, no other process holds the lock of the same directory.
 
@@ -57,7 +61,7 @@ class RunLock:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(
+            raise LockHeld(
                 f"another process{_holder(file)} is writing to {self.directory}; "
                 "wait for it or stop it, or choose another directory"
             ) from error

@@ -40,6 +40,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def commit() -> str | None:
     """The commit of the source tree, with `+` where it has changes; None outside a git checkout."""
     here = Path(__file__).resolve().parent

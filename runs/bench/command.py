@@ -9,9 +9,10 @@ from tempfile import TemporaryFile
 
 from rich.console import Console
 
-from runs.bench.report import document, notes, surroundings, table, usable_cores
+from runs.bench.report import document, notes, surroundings, table
 from runs.failure import UserError
 from runs.files import write_json, writing
+from runs.machine import usable_cores
 from runs.options import Bench
 
 BUSY = 0.5  # load average per core from which on other work gets into the ratios

@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from runs.bench.rows import PEERS, Row, quartiles
-from runs.machine import command, commit, machine, versions
+from runs.machine import command, commit, machine, usable_cores, versions
 
 
 def surroundings(threads: int, load: float | None) -> dict[str, Any]:
@@ -34,11 +34,6 @@ def _versions_of_rivals() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory_bytes() -> int | None:

@@ -57,7 +57,8 @@ def figure(width: float, height: float) -> Figure:
 def png(made: Figure) -> bytes:
     """A figure as a PNG that is the same whenever it is made."""
     file = io.BytesIO()
-    FigureCanvasAgg(made).print_png(file, metadata={"Software": None})  # `savefig` would lay it out twice
+    draw: Any = FigureCanvasAgg(made).print_png  # `savefig` would lay it out twice
+    draw(file, metadata={"Software": None})
     return file.getvalue()
 
 

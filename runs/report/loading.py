@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from typing import Any
 from runs.continual.pictures import SCENARIOS
 from runs.failure import UserError
 from runs.files import read_json
-from runs.report.shapes import RESULTS, fault, plan_shape
-from runs.studies.plan import FILE, Arm, Cell, Study, folder_name, read_study
+from runs.studies.plan import Arm, Cell, Study, folder_name, read_study
+from runs.studies.shapes import RESULTS, fault
 from runs.studies.states import error_of, state_of
 
 FORMATS = {"agents": "sparse-agents-result", "continual": "sparse-agents-continual-result"}
@@ -61,11 +61,6 @@ class Evidence:
 def load(directory: Path) -> Evidence:
     """The evidence in a study directory; a `UserError` for one that holds no study or no finished run."""
     study = read_study(directory)
-    wrong = _plan_fault(study)
-    if wrong is not None:
-        raise UserError(
-            f"{directory / FILE} is damaged ({wrong}); put back a copy of it, or compare in a new directory"
-        )
     runs, problems = [], list[str]()
     absent: dict[str, list[int]] = {}
     for cell in study.cells():
@@ -90,14 +85,6 @@ def load(directory: Path) -> Evidence:
     runs.sort(key=lambda run: (study.groups.index(run.group), order[run.arm.name], run.seed))
     evidence = Evidence(directory, study, runs, problems)
     return Evidence(directory, study, runs, problems + _unequal(evidence))
-
-
-def _plan_fault(study: Study) -> str | None:
-    """What is wrong with a plan, if anything is."""
-    if study.kind not in FORMATS:
-        return f"`kind` must be one of {', '.join(FORMATS)}, got {study.kind!r}"
-    bare = [arm.name for arm in study.arms if arm.settings == {}]
-    return fault(asdict(study), plan_shape(study.kind)) or (f"arm {bare[0]!r} has no settings" if bare else None)
 
 
 def _result(directory: Path, cell: Cell, kind: str) -> dict[str, Any] | str | None:

@@ -23,6 +23,7 @@ from runs.studies.options import Compare
 from runs.studies.plan import Arm
 from runs.training import begin, resume
 from sparse_core import PRESETS
+from sparse_core.distributions import fixes_total
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,15 @@ def names_in(text: str, what: str) -> list[str]:
     return names
 
 
-def _sparsities(text: str) -> list[float]:
+def _sparsities(options: Compare, preset: str) -> list[float | None]:
+    """Those of the grid; None alone where other flags or the preset say what is left out."""
+    text, flags, chosen = options.sparsities, _flags(options, preset=preset), AGENT_PRESETS[preset]
+    if text is None:
+        by_network = flags.actor_sparsity is not None and flags.critic_sparsity is not None
+        inputs = (flags.input_sparsity, chosen.input_sparsity) != (None, None)
+        if by_network or inputs or fixes_total(flags.distribution or "erk"):
+            return [None]
+        return [0.9 if chosen.sparsity is None else chosen.sparsity]
     try:
         return [float(name) for name in names_in(text, "sparsities")]
     except ValueError as error:
@@ -78,21 +87,35 @@ def _grid(options: Compare) -> list[_Wanted]:
         prefix = f"{preset}-" if len(presets) > 1 else ""
         flags = _flags(options, preset=preset)
         if "dense" in methods:
-            found.append(_Wanted(f"{prefix}dense", replace(flags, topology="dense")))
-        for sparsity in _sparsities(options.sparsities) if plain or options.small_dense else []:
+            found.append(_Wanted(f"{prefix}dense", _dense(flags)))
+        for sparsity in _sparsities(options, preset) if plain or options.small_dense else []:
             if options.small_dense:
-                small = replace(flags, topology="dense")
-                found.append(_Wanted(f"{prefix}small-dense-{sparsity:g}", small, as_large_as=sparsity))
+                if sparsity is None:
+                    raise ValueError(
+                        "`small_dense` is as large as a network of one of the `sparsities`; give those, too"
+                    )
+                found.append(_Wanted(f"{prefix}small-dense-{sparsity:g}", flags, as_large_as=sparsity))
             for method in plain:
                 found.append(_sparse(method, methods, sparsity, prefix, flags))
     return found
 
 
-def _sparse(method: str, methods: list[str], sparsity: float, prefix: str, flags: _ArmFlags) -> _Wanted:
+def _dense(flags: _ArmFlags) -> _ArmFlags:
+    """The same for a dense agent, which has no use for what is said of sparse ones."""
+    distribution = None if fixes_total(flags.distribution or "erk") else flags.distribution
+    return replace(
+        flags, topology="dense", distribution=distribution, sparsity=None, actor_sparsity=None, critic_sparsity=None,
+        input_sparsity=None,
+    )  # fmt: skip
+
+
+def _sparse(method: str, methods: list[str], sparsity: float | None, prefix: str, flags: _ArmFlags) -> _Wanted:
     topology, _, source = method.partition(":")
     if "=" in source:  # options of the topology, not the arm that it comes from
         topology, source = method, ""
-    name, of = f"{prefix}{method.replace(':', '-' if topology == method else '-of-')}-{sparsity:g}", None
+    suffix = "" if sparsity is None else f"-{sparsity:g}"
+    plain = method.replace(":", "-" if topology == method else "-of-").replace("=", "-")
+    name, of = f"{prefix}{plain}{suffix}", None
     if PRESETS[topology].given:
         searching = [other for other in methods if ":" not in other and PRESETS[other].searches]
         source = source or next(iter(searching), "")
@@ -101,7 +124,7 @@ def _sparse(method: str, methods: list[str], sparsity: float, prefix: str, flags
                 f"topology {method!r} takes the last topology of a method that searches, which must be among "
                 f"`topologies`, too; got {', '.join(methods)}"
             )
-        of = f"{prefix}{source}-{sparsity:g}"
+        of = f"{prefix}{source}{suffix}"
     elif source:
         raise ValueError(
             f"`topologies` has {method!r}, but {topology!r} takes its topology from nobody; leave {source!r} out"
@@ -116,12 +139,22 @@ def _flags(options: Compare, **changes: Any) -> _ArmFlags:
 
 def _given(text: str, options: Compare) -> _Wanted:
     """An --arm: its name, then its own flags over those of the command."""
-    name, *arguments = shlex.split(text) or [""]
+    name, *arguments = words(text)
     base = _flags(options, preset=names_in(options.presets, "presets")[0])
     config = (tyro.conf.OmitArgPrefixes,)
     flags = tyro.cli(_ArmFlags, prog=f"--arm {name}", args=arguments, default=base, config=config)
     topology = flags.topology or AGENT_PRESETS[flags.preset].topology
+    if PRESETS[topology].given:
+        raise ValueError(f"--arm {name}: {topology!r} takes its topology from another arm; name it in --topologies")
     return _Wanted(name, replace(flags, topology=topology))
+
+
+def words(arm: str) -> list[str]:
+    """The name of an --arm and its flags."""
+    try:
+        return shlex.split(arm) or [""]
+    except ValueError as error:
+        raise ValueError(f"`arm` must be a name and flags, got {arm!r}: {str(error).lower()}") from error
 
 
 def _arm(wanted: _Wanted, groups: list[str], options: Compare) -> Arm:
@@ -158,7 +191,7 @@ def _narrowed(flags: _ArmFlags, group: str, options: Compare, sparsity: float) -
     actor, critic = agent_weights(sparse.hidden, observations, actions, heads)
     wanted = round((1 - sparse.actor_sparsity) * actor) + 2 * round((1 - sparse.critic_sparsity) * critic)
     hidden = small_hidden(sparse.hidden, wanted, observations, actions, heads)
-    return replace(flags, hidden=",".join(map(str, hidden)), actor_sparsity=None, critic_sparsity=None)
+    return replace(_dense(flags), hidden=",".join(map(str, hidden)))
 
 
 def settle(arm: Arm, group: str, seed: int) -> dict[str, str]:

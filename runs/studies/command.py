@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from runs.failure import UserError
 from runs.files import writing
 from runs.lock import RunLock
 from runs.machine import command as this_command
-from runs.machine import commit, machine, versions
+from runs.machine import commit, machine, usable_cores, versions
 from runs.seeds import parse_seeds
 from runs.settings import LATER as LATER_OF_AGENTS
 from runs.studies import agents, learners
@@ -29,6 +29,8 @@ from runs.studies.states import state_of
 from runs.studies.view import View
 from runs.studies.workers import workers
 from runs.values import check_threads
+
+_LEFTOVER = re.compile(rf"\.{re.escape(FILE)}\.\d+\.tmp")  # of a process that was killed while it wrote the plan
 
 
 def _say() -> Console:
@@ -64,8 +66,9 @@ def _compare(wanted: Study, options: StudyFlags) -> int:
     directory = options.out
     known = _known(directory, wanted)
     whole = wanted if known is None else known.extended(_with_known_steps(wanted, known), directory / FILE)
+    _note_what_learns_nothing(whole.narrowed(wanted))
     if options.dry_run:
-        _show_plan(whole.narrowed(wanted), options)
+        _show_plan(whole.narrowed(wanted), options, known)
         return 0
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
@@ -78,6 +81,18 @@ def _compare(wanted: Study, options: StudyFlags) -> int:
         return _run(whole.narrowed(wanted), directory, options, stop)
 
 
+def _note_what_learns_nothing(study: Study) -> None:
+    for arm in study.arms if study.seconds is None else []:
+        for group, settings in arm.settings.items():
+            if "learning_starts" in settings and settings["steps"] <= settings["learning_starts"]:
+                _say().print(
+                    f"note: of the {settings['steps']:,} steps of {group} {arm.name} the first "
+                    f"{settings['learning_starts']:,} are random: nothing is learned; lower --learning-starts or raise "
+                    "--steps",
+                    soft_wrap=True,
+                )
+
+
 def _known(directory: Path, wanted: Study) -> Study | None:
     """The study that is there; None in a new or empty directory."""
     if (directory / FILE).exists():
@@ -85,7 +100,8 @@ def _known(directory: Path, wanted: Study) -> Study | None:
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is a file; choose another --out")
     ours = {"lock", *(folder_name(group) for group in wanted.groups)}
-    others = sorted(path.name for path in directory.iterdir() if path.name not in ours) if directory.is_dir() else []
+    there = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    others = sorted(name for name in there if name not in ours and not _LEFTOVER.fullmatch(name))
     if others:
         raise UserError(f"{directory} is no study and not empty ({others[0]}); choose another --out")
     return None
@@ -131,7 +147,7 @@ def _settled(study: Study, stop: list[int]) -> Study:
 
 def _run(study: Study, directory: Path, options: StudyFlags, stop: list[int]) -> int:
     cells = list(study.cells())
-    count = options.workers or max(1, (os.cpu_count() or 1) // options.threads_per_worker)
+    count = _processes(options)
     with workers(min(count, len(cells)), options.scheduler) as made, View(directory, cells) as view:
         Runner(study, directory, made, view).finish(cells, options.retry_failed, stop)
     counts = outcome_counts(directory, cells)
@@ -149,12 +165,16 @@ def _run(study: Study, directory: Path, options: StudyFlags, stop: list[int]) ->
     return 0
 
 
+def _processes(options: StudyFlags) -> int:
+    return options.workers or max(1, usable_cores() // options.threads_per_worker)
+
+
 def _say_how_to_go_on(directory: Path) -> int:
     print(f"stopped; the same command continues the study in {directory}", file=sys.stderr)
     return 130
 
 
-def _show_plan(study: Study, options: StudyFlags) -> None:
+def _show_plan(study: Study, options: StudyFlags, known: Study | None) -> None:
     """Print the grid with what it will take: what is finished in the directory is not done again."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     agents_here = study.kind == "agents"
@@ -164,6 +184,7 @@ def _show_plan(study: Study, options: StudyFlags) -> None:
     )
     for column in columns:
         table.add_column(column, justify="left" if column in ("group", "arm", "strategy") else "right")
+    settled = {(arm.name, group) for arm in known.arms for group in arm.settings} if known else set()
     total, kept, passing = 0.0, 0, 0
     for group in study.groups:
         for arm in study.arms:
@@ -172,7 +193,7 @@ def _show_plan(study: Study, options: StudyFlags) -> None:
                 table.add_row(group, arm.name, arm.method)
                 continue
             speed = measure(arm, group, study.seeds[0])
-            if study.seconds is not None:
+            if study.seconds is not None and (arm.name, group) not in settled:
                 settings = {**settings, "steps": speed.steps_in(study.seconds, settings)}
             seconds = speed.seconds(settings)
             left = sum(state_of(options.out, Cell(group, arm, seed)) != "finished" for seed in study.seeds)
@@ -190,7 +211,7 @@ def _show_plan(study: Study, options: StudyFlags) -> None:
         + (f", {finished} of them finished" if finished else "")
     )
     if agents_here:
-        count = options.workers or max(1, (os.cpu_count() or 1) // options.threads_per_worker)
+        count = _processes(options)
         print(
             f"about {total / 3600 / count:.1f} hours with {count} workers (measured one at a time: busy cores are "
             f"slower), {(kept + count * passing) / 1e6:,.0f} MB of disk"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,17 @@ from typing import Any
 from runs.checkpoints import CheckpointStore
 from runs.failure import UserError
 from runs.files import read_json
+from runs.lock import LockHeld
 from runs.studies.plan import Cell, Study, differing
 
 # What holds on one machine only, or is filled in for each run.
 _ELSEWHERE = ("seed", "seeds", "topology_from", "data_root", "joint", "checkpoint_every")
+_PATIENCE, _OFTEN = 120.0, 0.5  # seconds: for a run that another process still saves, and between two looks
 
 
 def job(study: Study, cell: Cell, directory: Path) -> dict[str, Any]:
-    """What a worker needs to know to begin or continue a run."""
-    source = None
+    """What a worker, wherever it stands, needs to know to begin or continue a run."""
+    directory, source = directory.absolute(), None
     if cell.arm.of is not None:
         source = str((directory / cell.path).parent.parent / cell.arm.of / f"seed-{cell.seed}")
     return {
@@ -32,12 +36,15 @@ def job(study: Study, cell: Cell, directory: Path) -> dict[str, Any]:
 
 
 def perform(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Do a job: `{"outcome": "finished"}`, `"stopped"` (saved, to go on later) or `"failed"` with its `"error"`."""
+    """Do a job: `{"outcome": "finished"}`, `"stopped"` (saved, to go on later), or `"failed"` with its `"error"`.
+
+    The outcome `"full"` is a failure, too: of the disk, which other runs would meet as well.
+    """
     directory = Path(job["directory"])
     try:
         _check(directory, job)
         directory.parent.mkdir(parents=True, exist_ok=True)
-        code = _run(directory, job)
+        code = _run_when_free(directory, job)
         if code == 0:
             drop_replay(directory)
     except MemoryError as error:
@@ -47,10 +54,33 @@ def perform(job: Mapping[str, Any]) -> dict[str, Any]:
     except Exception as error:  # a worker goes on with the next run, whatever became of this one
         if os.environ.get("SPARSE_AGENTS_DEBUG"):
             raise
+        if (full := _full_disk(error)) is not None:
+            return {"outcome": "full", "error": f"{full.strerror} at {directory}"}
         known = isinstance(error, UserError | ValueError | FloatingPointError | OSError)
         text = " ".join(str(error).split())
         return {"outcome": "failed", "error": text if known else f"{type(error).__name__}: {text}"}
     return {"outcome": "finished" if code == 0 else "stopped"}
+
+
+def _run_when_free(directory: Path, job: Mapping[str, Any]) -> int:
+    """Do the run once whoever had it before, and was told to stop, has saved it."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return _run(directory, job)
+        except LockHeld:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_OFTEN)
+
+
+def _full_disk(error: BaseException | None) -> OSError | None:
+    """The refusal of a full disk that an error goes back to, if it does."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        error = error.__cause__
+    return None
 
 
 def _run(directory: Path, job: Mapping[str, Any]) -> int:

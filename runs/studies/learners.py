@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -16,7 +15,7 @@ from runs.continual.settings import FORMAT, VERSION, Settings
 from runs.files import read_json
 from runs.flags import LearnerFlags
 from runs.options import Continual, Resume
-from runs.studies.agents import names_in
+from runs.studies.agents import names_in, words
 from runs.studies.options import CompareContinual
 from runs.studies.plan import Arm
 
@@ -34,7 +33,7 @@ def arms(options: CompareContinual) -> list[Arm]:
     base = _ArmFlags(**shared)
     wanted = [(name, replace(base, strategy=name)) for name in names_in(options.strategies, "strategies")]
     for text in options.arm:
-        name, *arguments = shlex.split(text) or [""]
+        name, *arguments = words(text)
         config = (tyro.conf.OmitArgPrefixes,)
         wanted.append((name, tyro.cli(_ArmFlags, prog=f"--arm {name}", args=arguments, default=base, config=config)))
     groups = names_in(options.benchmark, "benchmark")

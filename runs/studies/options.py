@@ -43,7 +43,7 @@ class _AgentGrid:
     topologies: str = "dense,static,set"
     """Methods, comma list (`sparse-agents list topologies`). dense is one arm whatever the sparsities; final-topology
     takes the last topology of the first method that searches, final-topology:rigl that of rigl, seed by seed."""
-    sparsities: str = "0.9"
+    sparsities: Annotated[str | None, left_out("LIST", "(default: the preset's, else 0.9)")] = None
     """Shares of connections left out, comma list."""
     small_dense: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Also a narrower dense network with as many weights, for each sparsity."""

@@ -9,11 +9,15 @@ from typing import Any, Literal
 
 from runs.failure import UserError
 from runs.files import read_json, write_json
+from runs.studies.shapes import RESULTS, fault, plan_shape
 
 FORMAT, VERSION = "sparse-agents-study", 1
 FILE = "study.json"
 Kind = Literal["agents", "continual"]
 FIRST_SEEDS = 5  # of every arm before any arm gets another: what is done early can be compared early
+
+
+_FREE = ("checkpoint_every", "data_root")  # settings that no result depends on: the latest hold
 
 
 @dataclass(frozen=True)
@@ -97,9 +101,8 @@ class Study:
         if self.kind != other.kind:
             raise UserError(f"{where} is a study of {self.kind}, not of {other.kind}; choose another --out")
         if self.seconds != other.seconds:
-            raise UserError(
-                f"{where} is a study with --seconds {self.seconds}, not {other.seconds}; choose another --out"
-            )
+            then, now = ("equal steps" if s is None else f"--seconds {s:g}" for s in (self.seconds, other.seconds))
+            raise UserError(f"{where} is a study with {then}, now it is {now}; choose another --out")
         arms = {arm.name: arm for arm in self.arms}
         for arm in other.arms:
             arms[arm.name] = arm if arm.name not in arms else _merged(arms[arm.name], arm, where)
@@ -131,18 +134,21 @@ def _merged(known: Arm, given: Arm, where: Path) -> Arm:
     """An arm with further groups, if its settings are the same where both have them."""
     for group in known.settings.keys() & given.settings.keys():
         then, now = known.settings[group], given.settings[group]
-        differing = [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
-        if differing or (known.method, known.of) != (given.method, given.of):
-            name = differing[0] if differing else "method"
+        wrong = differing(then, now, _FREE)
+        if wrong or (known.method, known.of) != (given.method, given.of):
+            name = wrong[0] if wrong else "method"
+            hint = f" and --device {then[name]}" if name == "device" else ""  # auto may be another elsewhere
             raise UserError(
                 f"arm {known.name!r} of {where} was begun with {name} = {then.get(name)!r}, now it is "
-                f"{now.get(name)!r}; give the command it was begun with, or choose another --out"
+                f"{now.get(name)!r}; give the command it was begun with{hint}, or choose another --out"
             )
-    return replace(
-        known,
-        settings={**given.settings, **known.settings},
-        backends={**given.backends, **known.backends},
-    )
+    latest = {
+        group: {**then, **{name: given.settings[group][name] for name in _FREE if name in then}}
+        for group, then in known.settings.items()
+        if group in given.settings
+    }
+    settings = {**given.settings, **known.settings, **latest}
+    return replace(known, settings=settings, backends={**given.backends, **known.backends})
 
 
 def read_study(directory: Path) -> Study:
@@ -157,11 +163,21 @@ def read_study(directory: Path) -> Study:
         raise UserError(f"{path} is not a plan of this program's version; use the sparse-agents that wrote it")
     try:
         fields = {name: written[name] for name in Study.__dataclass_fields__}
-        return Study(**{**fields, "arms": [Arm(**arm) for arm in written["arms"]]})
+        study = Study(**{**fields, "arms": [Arm(**arm) for arm in written["arms"]]})
+        wrong = _fault(study)
     except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}); run the command of the study again in a new directory"
-        ) from error
+        wrong = str(error)
+    if wrong is not None:
+        raise UserError(f"{path} is damaged ({wrong}); put back a copy of it, or compare in a new directory")
+    return replace(study, seeds=[*dict.fromkeys(study.seeds)])
+
+
+def _fault(study: Study) -> str | None:
+    """What is wrong with a plan, if anything is."""
+    if study.kind not in RESULTS:
+        return f"`kind` must be one of {', '.join(RESULTS)}, got {study.kind!r}"
+    bare = [arm.name for arm in study.arms if arm.settings == {}]
+    return fault(asdict(study), plan_shape(study.kind)) or (f"arm {bare[0]!r} has no settings" if bare else None)
 
 
 def check_names(names: Sequence[str], what: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,43 +23,55 @@ class Runner:
     def __init__(self, study: Study, directory: Path, workers: LocalWorkers | ClusterWorkers, view: View) -> None:
         self._directory, self._study, self._workers, self._view = directory, study, workers, view
         self._deaths: dict[Path, int] = {}
+        self._attempts: dict[Path, int] = {}
+        self._done: set[Path] = set()
+        self._full: str | None = None
         self._running: dict[Future[Report], Cell] = {}
         self._waiting: list[Cell] = []
 
     def finish(self, cells: list[Cell], retry_failed: bool, stop: list[int]) -> None:
-        """Do what is left to do; returns early if told to `stop`, with what runs saved."""
+        """Do what is left to do; returns early if told to `stop`, with what runs saved.
+
+        A full disk and a cluster that has gone are a `UserError`.
+        """
         for cell in cells:
             self._take_up(cell, retry_failed)
         self._submit()
-        while self._running and not stop:
+        while self._running and not (stop or self._full):
             done, _ = wait(self._running, timeout=_LOOK, return_when=FIRST_COMPLETED)
             for future in done:
                 self._finished(self._running.pop(future), future)
             self._submit()
-            self._view.show(list(self._running.values()))
-        if stop:
+            self._view.show([cell for future, cell in self._running.items() if self._workers.is_begun(future)])
+        if stop or self._full:
             self._halt()
+        if self._full:
+            raise UserError(f"{self._full}; free some space, then the same command continues the study")
 
     def _take_up(self, cell: Cell, retry_failed: bool) -> None:
         state = state_of(self._directory, cell)
         if state == "finished":
+            self._done.add(cell.path)
             with suppress(UserError, OSError):  # of a run whose worker was killed before it could
                 drop_replay(self._directory / cell.path)
         elif state == "failed" and not retry_failed:
             self._view.failed(cell, error_of(self._directory, cell))
         else:
+            if state == "failed":
+                self._attempts[cell.path] = attempts(self._directory, cell)
+                failure_file(self._directory, cell).unlink()
             self._waiting.append(cell)
 
     def _submit(self) -> None:
         """Hand over the runs that can begin: all but those whose topology is still to come from another."""
         for cell in list(self._waiting):
             source = self._source(cell)
-            if source is not None and state_of(self._directory, source) != "finished":
-                if not self._is_coming(source):
-                    self._waiting.remove(cell)
-                    self._fail(cell, f"it takes the last topology of {source.name}, which is not there")
+            if source is not None and self._is_coming(source):
                 continue
             self._waiting.remove(cell)
+            if source is not None and source.path not in self._done:
+                self._fail(cell, f"it takes the last topology of {source.name}, which is not there")
+                continue
             future = self._workers.executor.submit(self._workers.task, job(self._study, cell, self._directory))
             self._running[future] = cell
 
@@ -70,13 +82,22 @@ class Runner:
         return source.path in {cell.path for cell in [*self._waiting, *self._running.values()]}
 
     def _finished(self, cell: Cell, future: Future[Report]) -> None:
-        error = future.exception()
+        try:
+            error = future.exception()
+        except CancelledError as gone:  # by nobody here
+            raise UserError(
+                "the Dask scheduler has gone, and what ran with it; start it again, then the same command continues"
+            ) from gone
         report = {"outcome": "died", "error": str(error)} if error is not None else future.result()
         if report["outcome"] == "finished":
-            failure_file(self._directory, cell).unlink(missing_ok=True)
+            self._done.add(cell.path)
             self._view.finished(cell)
+        elif report["outcome"] == "stopped":  # it has saved itself, whoever told it to
+            self._waiting.insert(0, cell)
         elif report["outcome"] == "failed":
             self._fail(cell, report["error"])
+        elif report["outcome"] == "full":
+            self._full = report["error"]
         elif report["outcome"] == "died":
             self._died(cell, report["error"])
 
@@ -90,7 +111,7 @@ class Runner:
             self._fail(cell, f"{error}, {_DEATHS} times")
 
     def _fail(self, cell: Cell, error: str) -> None:
-        write_failure(self._directory, cell, error)
+        write_failure(self._directory, cell, error, self._attempts.get(cell.path, 0) + 1)
         self._view.failed(cell, error)
 
     def _halt(self) -> None:

@@ -32,11 +32,11 @@ def failure_file(directory: Path, cell: Cell) -> Path:
     return directory / cell.folder / f"seed-{cell.seed}.failed.json"
 
 
-def write_failure(directory: Path, cell: Cell, error: str) -> None:
+def write_failure(directory: Path, cell: Cell, error: str, attempts: int) -> None:
     """Write down why a run failed, and how often it was tried."""
     path = failure_file(directory, cell)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"error": error, "attempts": attempts(directory, cell) + 1})
+    write_json(path, {"error": error, "attempts": attempts})
 
 
 def attempts(directory: Path, cell: Cell) -> int:

@@ -65,18 +65,16 @@ class View:
         table = Table(box=None, padding=(0, 2, 0, 0))
         for heading in ("run", "state", "done", "per s", "left", "last"):
             table.add_column(heading, justify="left" if heading in ("run", "state") else "right")
-        waiting = 0
         for cell in running:
             progress = progress_of(self._directory, cell)
             if state_of(self._directory, cell) == "new":
-                waiting += 1  # its worker is still busy with another
-                continue
+                continue  # its worker still gets ready, or is busy with another
             speed = self._speed(cell, progress)
             left = "" if not speed else _time((progress.total - progress.done) / speed)
             share = f"{progress.done:,} / {progress.total:,}"
             shown = "" if progress.score is None else _score(progress.score, cell)
             table.add_row(cell.name, "running", share, f"{speed:,.0f}" if speed else "", left, shown)
-        return Group(table, self._summary(waiting))
+        return Group(table, self._summary())
 
     def _speed(self, cell: Cell, progress: Progress) -> float | None:
         """Steps per second lately."""
@@ -89,16 +87,16 @@ class View:
         return (last - first) / (now - then) if last > first and now > then else None
 
     def _steps(self) -> tuple[float, int]:
-        """Steps done in all runs, as far as their files say, and steps in all."""
+        """Steps done in all runs, as far as their files say, and steps in all; of learners, tasks."""
         done = total = 0
         for cell in self._cells:
-            finished = state_of(self._directory, cell) == "finished"
-            progress = Progress(_length(cell), _length(cell), None) if finished else progress_of(self._directory, cell)
+            finished, length = state_of(self._directory, cell) == "finished", cell.settings.get("steps")
+            progress = Progress(length, length, None) if finished and length else progress_of(self._directory, cell)
             total += progress.total
-            done += progress.done
+            done += progress.total if finished else progress.done
         return done, total
 
-    def _summary(self, waiting: int) -> Table:
+    def _summary(self) -> Table:
         states = [state_of(self._directory, cell) for cell in self._cells]
         done, total = self._steps()
         elapsed, made = time.monotonic() - self._began, done - self._at_first[0]
@@ -110,11 +108,6 @@ class View:
         text = Text(f"{counts or 'none finished'} of {len(states)} runs{left}  (Ctrl-C saves and stops)")
         line.add_row(ProgressBar(total=max(total, 1), completed=done, width=24), text)
         return line
-
-
-def _length(cell: Cell) -> int:
-    """Steps of a run; a learner's tasks as far as they are known."""
-    return int(cell.settings.get("steps") or cell.settings.get("tasks") or 1)
 
 
 def _score(score: float, cell: Cell) -> str:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,8 @@ class WorkerProcess:
     def _start(self) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "runs.studies.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                [sys.executable, "-P", "-m", "runs.studies.worker"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                 # Ctrl-C at the terminal is for the parent, which tells its workers.
                 start_new_session=True, env=_environment(),
             )  # fmt: skip
@@ -74,6 +75,11 @@ class WorkerProcess:
             process.kill()
             return None
 
+    def kill(self) -> None:
+        """End the process at once."""
+        if self._process is not None:
+            self._process.kill()
+
     def close(self) -> None:
         """End the process; nothing is running in it."""
         if self._process is not None and self._process.stdin is not None:
@@ -89,7 +95,7 @@ def _listen(process: subprocess.Popen[str], reports: queue.SimpleQueue[str]) -> 
 
 
 def _environment() -> dict[str, str]:
-    """This process's own, with its packages where they are, and one rendering thread pool less."""
+    """This process's own, with its packages where they are: the current directory may have others of these names."""
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
@@ -127,9 +133,19 @@ class LocalWorkers:
         worker: WorkerProcess = self._own.worker
         return worker.perform(job, lambda: not self._stopping.is_set())
 
+    def is_begun(self, future: Future[Report]) -> bool:
+        """Whether a process has taken up this job."""
+        return future.running()
+
     def stop(self) -> None:
         """Have all runs saved and stopped."""
         self._stopping.set()
+
+    def kill(self) -> None:
+        """Stop all runs at once, without saving."""
+        self._stopping.set()
+        for worker in self._all:
+            worker.kill()
 
     def close(self) -> None:
         """Wait for what runs, and end the processes."""
@@ -176,8 +192,14 @@ class ClusterWorkers:
         self.executor: Executor = self._client.get_executor(pure=False, retries=0)
         self.task = perform_on_cluster
 
+    def is_begun(self, future: Future[Report]) -> bool:
+        """Whether it may have been taken up: the cluster does not say."""
+        return not future.done()
+
     def stop(self) -> None:
         """Nothing: cancelled tasks stop by themselves."""
+
+    kill = stop
 
     def close(self) -> None:
         """Let go of the cluster, which goes on without us."""
@@ -190,8 +212,11 @@ def workers(count: int, scheduler: str | None) -> Iterator[LocalWorkers | Cluste
     made = LocalWorkers(count) if scheduler is None else ClusterWorkers(scheduler)
     try:
         yield made
-    except BaseException:
+    except Exception:
         made.stop()
+        raise
+    except BaseException:  # Ctrl-C for the second time
+        made.kill()
         raise
     finally:
         made.close()

@@ -16,7 +16,7 @@ from runs.failure import UserError
 from runs.report.command import make_report
 from runs.report.loading import load
 from runs.report.options import Report
-from runs.report.shapes import RESULTS, Each, Maybe, Some, fault
+from runs.studies.shapes import RESULTS, Each, Maybe, Some, fault
 
 LEVELS = {"static-0.9": spread(80, 5, 3), "set-0.9": spread(110, 5, 3)}
 BAD = f"{ENV}/set-0.9/seed-1/result.json"

@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,6 +91,58 @@ def test_directory_of_something_else_is_left_alone(tmp_path: Path, capsys: pytes
     assert compare(tmp_path) == 2
     assert "is no study and not empty (thesis.tex); choose another --out" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_plan_that_a_kill_left_half_written_is_in_nobodys_way(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "study"
+    out.mkdir()
+    (out / ".study.json.4242.tmp").write_text("{")
+    assert compare(out, "--dry-run", topologies="static", seeds="1") == 0
+    assert "1 runs" in capsys.readouterr().out
+
+
+def test_a_finished_run_with_a_damaged_checkpoint_stops_nobody(
+    study: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "study"
+    shutil.copytree(study, copy)
+    (state,) = (copy / RUN / "checkpoints").glob("step-*/state.json")
+    state.write_text("{")
+    assert compare(copy, "--small-dense", topologies="dense,set,final-topology", final_episodes=2) == 0
+    assert "8 finished of 8 runs" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_that_somebody_else_stops_goes_on_and_its_topology_is_waited_for(
+    undisturbed: Path, tmp_path: Path, processes: list[subprocess.Popen[str]]
+) -> None:
+    out = tmp_path / "study"
+    parent = start(*flags(out, topologies="set,final-topology", seeds="1", workers=1))
+    processes.append(parent)
+    run = out / "Hopper-v5/set-0.6/seed-0"
+    wait_for(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 0, parent)
+    (worker,) = workers_of(parent.pid)
+    os.kill(worker, signal.SIGTERM)
+    _, said = parent.communicate(timeout=120)
+    assert (parent.returncode, "2 finished of 2 runs" in said) == (0, True), said
+    given = results(undisturbed)
+    assert results(out) == {name: given[name] for name in results(out)}
+
+
+@pytest.mark.slow
+def test_a_run_that_another_process_still_saves_is_waited_for(tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    run = out / "Hopper-v5/static-0.6/seed-0"
+    run.mkdir(parents=True)
+    lock = RunLock(run)
+    lock.__enter__()
+    timer = threading.Timer(8, lambda: lock.__exit__(None, None, None))
+    timer.start()
+    assert compare(out, topologies="static", seeds="1", workers=1) == 0
+    timer.join()
+    assert len(results(out)) == 1
 
 
 @pytest.mark.slow
@@ -256,6 +309,28 @@ def test_tasks_of_a_cluster_end_with_who_wants_them(
         parent.communicate()
         assert compare(out, scheduler=address, workers=None, **TWELVE) == 0
     assert results(out) == results(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_goes_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from distributed import LocalCluster
+
+    out = tmp_path / "study"
+    cluster = LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None)
+
+    def close_soon() -> None:
+        while not [*out.rglob("metrics.jsonl")]:
+            time.sleep(0.1)
+        cluster.close()
+
+    closing = threading.Thread(target=close_soon)
+    closing.start()
+    code = compare(
+        out, scheduler=cluster.scheduler_address, workers=None, topologies="static", seeds="1", steps=200_000
+    )
+    closing.join()
+    assert code == 2
+    assert "the Dask scheduler has gone" in capsys.readouterr().err
 
 
 @pytest.mark.slow

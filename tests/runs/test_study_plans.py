@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,9 @@ def test_flags_of_train_hold_for_every_arm_and_an_arms_own_beat_them() -> None:
 
 
 def test_every_environment_has_its_own_settings() -> None:
-    found = made(env="HalfCheetah-v5,Ant-v5", presets="ds-td3-2022", topologies="set", small_dense=True)
+    found = made(
+        env="HalfCheetah-v5,Ant-v5", presets="ds-td3-2022", sparsities="0.9", topologies="set", small_dense=True
+    )
     assert found["set-0.9"].settings["Ant-v5"]["distribution"] == "er:40,64"
     assert found["set-0.9"].settings[ENV]["distribution"] == "er:7,64"
     widths = {env: found["small-dense-0.9"].settings[env]["hidden"] for env in (ENV, "Ant-v5")}
@@ -74,7 +77,7 @@ def test_every_environment_has_its_own_settings() -> None:
 
 def test_several_presets_name_the_arms() -> None:
     assert [*made(presets="td3,ds-td3-2022", topologies="dense,set")] == [
-        "td3-dense", "td3-set-0.9", "ds-td3-2022-dense", "ds-td3-2022-set-0.9",
+        "td3-dense", "td3-set-0.9", "ds-td3-2022-dense", "ds-td3-2022-set-0.5",  # each as sparse as it says
     ]  # fmt: skip
 
 
@@ -85,8 +88,39 @@ def test_final_topology_names_the_arm_it_comes_from() -> None:
     }  # fmt: skip
     whole = study(*found.values())
     cell = Cell(ENV, found["final-topology-of-rigl-0.9"], 3)
-    assert job(whole, cell, Path("S"))["topology_from"] == "S/HalfCheetah-v5/rigl-0.9/seed-3"
+    told = job(whole, cell, Path("S"))  # workers of a cluster may stand elsewhere
+    assert told["topology_from"] == str(Path("S/HalfCheetah-v5/rigl-0.9/seed-3").absolute())
+    assert told["directory"] == str(Path("S/HalfCheetah-v5/final-topology-of-rigl-0.9/seed-3").absolute())
     assert cell.path == Path("HalfCheetah-v5/final-topology-of-rigl-0.9/seed-3")
+
+
+def test_what_is_said_of_sparse_arms_does_not_reach_dense_ones() -> None:
+    found = made(topologies="dense,set", actor_sparsity=0.5, critic_sparsity=0.8)
+    shown = {
+        name: (each.settings[ENV]["actor_sparsity"], each.settings[ENV]["critic_sparsity"])
+        for name, each in found.items()
+    }
+    assert shown == {"dense": (0, 0), "set": (0.5, 0.8)}
+    assert [*made(topologies="dense,static", input_sparsity=0.7)] == ["dense", "static"]
+    assert made(topologies="dense,set", presets="anf")["set"].settings[ENV]["input_sparsity"] == 0.8
+    found = made(topologies="dense,set", distribution="epsilon:epsilon=20")
+    assert found["dense"].settings[ENV]["sparsity"] == 0 < found["set"].settings[ENV]["sparsity"]
+
+
+def test_a_topology_with_options_is_an_arm() -> None:
+    found = made(topologies="set,set:ages=false", sparsities="0.8")
+    assert {name: each.method for name, each in found.items()} == {
+        "set-0.8": "set",
+        "set-ages-false-0.8": "set:ages=false",
+    }
+
+
+def test_seconds_become_steps() -> None:
+    # 1,000 random steps of 1 ms take a second; 10 ms each from there on.
+    speed, settings = Speed(0.001, 0.01, 0.1, 1, 1), {"learning_starts": 1_000, "eval_every": 5_000}
+    assert [speed.steps_in(seconds, settings) for seconds in (2, 31, 61)] == [1_100, 4_000, 7_000]
+    with pytest.raises(ValueError, match="`seconds` 1 end before learning begins: 1,000 steps of random actions take"):
+        speed.steps_in(1, settings)
 
 
 def test_small_dense_by_hand() -> None:
@@ -116,6 +150,17 @@ def test_backends_are_settled_for_arms_that_wait_for_their_topology() -> None:
         (["--topologies", "static,set:rigl"], "takes its topology from nobody; leave 'rigl' out"),
         (["--sparsities", "0.9,x"], "`sparsities` must be a comma list of different numbers in [0, 1), got '0.9,x'"),
         (["--sparsities", "1.5"], "sparsity"),
+        (["--seeds", "3,3"], "`seeds` must be different numbers below 4294966296, got '3,3'; name each once"),
+        (["--seeds", "4294966296,"], "`seeds` must be different numbers below"),
+        (
+            ["--small-dense", "--input-sparsity", "0.5"],
+            "`small_dense` is as large as a network of one of the `sparsities`",
+        ),
+        (["--arm", "x --topology final-topology"], "takes its topology from another arm; name it in --topologies"),
+        (
+            ["--arm", "it's --topology set"],
+            '`arm` must be a name and flags, got "it\'s --topology set": no closing quo',
+        ),
         (["--seeds", "-1"], "`seeds` must be a number of seeds such as 5"),
         (["--presets", "ds"], "no preset called 'ds'"),
         (["--arm", "dense --topology static"], "arms must differ"),
@@ -149,9 +194,17 @@ def test_all_arms_get_five_seeds_before_any_gets_a_sixth() -> None:
 
 
 def test_plan_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    whole = study(arm("a"), Arm("b", "small-dense", {ENV: {"steps": 7}}, {ENV: {"actor.mu.0": "csr"}}, None, 0.9))
+    settings = {"steps": 7, "sparsity": 0.0, "hidden": [8], "norm": "none", "preset": "td3"}
+    whole = study(Arm("b", "small-dense", {ENV: settings}, {ENV: {"actor.mu.0": "csr"}}, None, 0.9))
     whole.write(tmp_path, "")
     assert read_study(tmp_path) == whole
+    replace(whole, seeds=[3, 0, 3]).write(tmp_path, "")
+    assert read_study(tmp_path).seeds == [3, 0]  # one run is not two
+    study(Arm("b", "static", {ENV: {**settings, "hidden": 8}})).write(tmp_path, "")
+    with pytest.raises(
+        UserError, match=r"is damaged \(`arms\[0\].settings.HalfCheetah-v5.hidden` must be a list, got 8"
+    ):
+        read_study(tmp_path)
 
 
 def test_study_grows_by_seeds_arms_and_environments() -> None:
@@ -164,6 +217,16 @@ def test_study_grows_by_seeds_arms_and_environments() -> None:
     assert grown.extended(new, Path("S")).commands == grown.commands
     part = grown.narrowed(study(arm("b"), seeds=[2]))
     assert [cell.path for cell in part.cells()] == [Path(f"{ENV}/b/seed-2")]
+
+
+def test_where_data_lie_and_how_often_is_saved_may_change() -> None:
+    old, new = study(arm(checkpoint_every=5)), study(arm(checkpoint_every=7), seeds=[2])
+    grown = old.extended(new, Path("S"))
+    assert (grown.arms[0].settings[ENV]["checkpoint_every"], grown.seeds) == (7, [0, 1, 2])
+    with pytest.raises(
+        UserError, match="device = 'cuda', now it is 'cpu'; give the command it was begun with and --dev"
+    ):
+        study(arm(device="cuda")).extended(study(arm(device="cpu")), Path("S"))
 
 
 def test_study_that_contradicts_its_beginning() -> None:
@@ -212,8 +275,8 @@ def test_state_is_told_by_the_files(tmp_path: Path) -> None:
     )
     progress = progress_of(tmp_path, cell)
     assert (progress.done, progress.total, progress.score) == (60, 100, 2.5)
-    write_failure(tmp_path, cell, "diverged")
-    write_failure(tmp_path, cell, "diverged again")
+    write_failure(tmp_path, cell, "diverged", 1)
+    write_failure(tmp_path, cell, "diverged again", 2)
     assert state_of(tmp_path, cell) == "failed"
     assert (error_of(tmp_path, cell), attempts(tmp_path, cell)) == ("diverged again", 2)
     (run / "result.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""What a `study.json` and a `result.json` must look like for a report, and the first place where one does not."""
+"""What a `study.json` and a `result.json` must look like, and the first place where one does not."""
 
 from __future__ import annotations
 
