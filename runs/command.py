@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -25,6 +26,9 @@ for tasks that come one after the other, or `sparse-agents compare` for whole gr
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code: 0 done, 2 a mistake that can be mended, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without a letter shows another, and nothing fails
     options = parse(sys.argv[1:] if arguments is None else arguments)
     _announce()
     try:

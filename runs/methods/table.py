@@ -24,7 +24,7 @@ class Row(NamedTuple):
     reached: int
     """Seeds that reached it."""
     seconds: float
-    nnz: int
+    nnz: float
     bytes: int
     flops: float
     dense_by_nature: str
@@ -51,7 +51,7 @@ def _row(topology: str, sparsity: float, runs: list[dict[str, Any]]) -> Row:
     return Row(
         topology, sparsity, len(runs), mean(accuracies), stdev(accuracies) if len(runs) > 1 else None,
         mean(reached) if reached else None, len(reached), mean(run["measured"]["seconds"] for run in runs),
-        runs[0]["nnz"], max(run["bytes"] for run in runs), mean(run["flops"] for run in runs),
+        mean(run["nnz"] for run in runs), max(run["bytes"] for run in runs), mean(run["flops"] for run in runs),
         PRESETS[topology].dense_by_nature if topology in PRESETS else "",
         _mean(_last(run, "explored") for run in runs), _mean(_from_start(run) for run in runs),
         _mean(((run.get("measures") or {}).get("small_world") or {}).get("sigma") for run in runs),
@@ -94,7 +94,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
         name = f"{row.topology} *" if row.dense_by_nature else row.topology
         cells = [
             name, f"{100 * row.sparsity:g} %", f"{100 * row.accuracy:.2f}{spread}", time + some, f"{row.seconds:.1f}",
-            f"{row.nnz:,}", f"{row.bytes / 1e6:.2f} MB", _si(row.flops),
+            f"{row.nnz:,.0f}", f"{row.bytes / 1e6:.2f} MB", _si(row.flops),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     marked = [f"{row.topology} {row.dense_by_nature}" for row in rows if row.dense_by_nature]

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from runs.files import write_atomically, writing
 from runs.report import page
-from runs.report.contrasts import Contrast, contrasts, pairs, sentence, too_few_for_permutation
+from runs.report.contrasts import Contrast, contrasts, not_compared, pairs, sentence, too_few_for_permutation
 from runs.report.endpoints import Endpoint, endpoints, normalised, overall
 from runs.report.learners import learner_sections
 from runs.report.loading import Evidence, load
@@ -26,6 +26,7 @@ from runs.report.sections import agent_sections
 from runs.report.tables import contrast_headings, contrast_rows, contrasts_csv, cost_sentence
 
 _SHOWN = 3  # problems at the top of the page; all are in their section
+_COVERS = "50 % (2 runs), 75 % (3), 87 % (4), 92 % (5) and 94 % (10)"  # 2,000 normal samples each
 _SMALL = 10  # runs of an arm below which a number of seeds is said to be small
 
 
@@ -59,7 +60,9 @@ def make_report(options: Report) -> Findings:
         raise ValueError(f"`resamples` must be at least 100, got {options.resamples}")
     evidence = load(options.directory)
     asked = endpoints(evidence)
-    found = contrasts(evidence, pairs(evidence, options.contrast), asked[0], options.margin, options.resamples)
+    asked_for = pairs(evidence, options.contrast)
+    found = contrasts(evidence, asked_for, asked[0], options.margin, options.resamples)
+    evidence = replace(evidence, problems=[*evidence.problems, *not_compared(evidence, asked_for, asked[0])])
     files = Files()
     body = [part for part in _body(evidence, asked, found, files, options) if part]
     files.contents["contrasts.csv"] = contrasts_csv(evidence, found, asked[0])
@@ -137,7 +140,7 @@ def _body(
     else:
         yield from learner_sections(evidence, asked, files)
     yield page.heading("How this was made")
-    yield from _provenance(evidence)
+    yield from _provenance(evidence, options)
 
 
 def _summary(evidence: Evidence) -> str:
@@ -153,7 +156,9 @@ def _finished(evidence: Evidence) -> str:
 
 def _what_is_wrong(evidence: Evidence) -> str:
     """The lines on runs that are not there, as far as they fit one paragraph."""
-    lines = [line for line in evidence.problems if not line.startswith(("unequal", "not of this study"))]
+    lines = [
+        line for line in evidence.problems if not line.startswith(("unequal", "not of this study", "not compared"))
+    ]
     if not lines:
         return "Not all is as planned."
     rest = len(lines) - _SHOWN
@@ -161,14 +166,18 @@ def _what_is_wrong(evidence: Evidence) -> str:
 
 
 def _how_verdicts_come(endpoint: Endpoint, options: Report, found: Sequence[Contrast]) -> str:
-    unit = "Points are percentage points." if endpoint.percent else "Percentages are of the second arm's mean."
+    unit = (
+        "Points are percentage points."
+        if endpoint.percent
+        else "Percentages, of intervals, too, are of the second arm's mean as it came out, as if that were sure."
+    )
     return (
-        f"Primary endpoint: {endpoint.label}. {unit} Yes and no: Welch's test, p < 0.05 after Holm "
-        f"over the {len(found)} contrasts of this page; no also where the 95 % interval of the difference lies "
-        f"within ± {100 * options.margin:g} % of the second arm's mean. Everything else is undecided. The "
-        "seeds needed are those of each arm with which, if mean and spread stayed as they are, the "
-        "difference would be found in 80 % of studies, or its interval would fit into that margin; they are as "
-        "uncertain as the spread they come from."
+        f"Primary endpoint: {endpoint.label}. {unit} No: the 95 % interval of the difference lies within ± "
+        f"{100 * options.margin:g} % of the second arm's mean. Otherwise yes and no: Welch's test, p < 0.05 after Holm "
+        f"over the {len(found)} contrasts of this page. Everything else is undecided. The "
+        "seeds needed are those of each arm with which, if mean and spread stayed as they are, 80 % of studies would "
+        "find the difference, or have its interval within that margin; they are as uncertain as the spread they come "
+        "from."
     )
 
 
@@ -179,15 +188,16 @@ def _small(evidence: Evidence, found: Sequence[Contrast]) -> str:
         return ""
     text = (
         f"As few as {fewest} seed{'s' if fewest > 1 else ''} an arm is little. Intervals are Student's and Welch's t, "
-        "and where only a bootstrap will do, expanded percentiles (Hesterberg 2015): plain bootstrap percentiles at "
-        "n = 5 cover about 85 % where they say 95 %."
+        "and where only a bootstrap will do (curves, interquartile means, profiles), expanded percentiles (Hesterberg "
+        f"2015). No bootstrap of so few reaches beyond what was seen: where these say 95 %, they cover about {_COVERS} "
+        "of means of normal values."
     )
     return " ".join(filter(None, [text, too_few_for_permutation(found)]))
 
 
-def _provenance(evidence: Evidence) -> Iterator[str]:
+def _provenance(evidence: Evidence, options: Report) -> Iterator[str]:
     study = evidence.study
-    yield page.code("\n".join(shlex.join(command) for command in study.commands))
+    yield page.code("\n".join(shlex.join(command) for command in [*study.commands, _this_command(options)]))
     machines = {_machine(run.result["measured"].get("machine") or {}) for run in evidence.runs}
     yield page.paragraph(f"Machines: {'; '.join(sorted(machines))}.")
     versions = ", ".join(f"{name} {version}" for name, version in sorted(study.versions.items()))
@@ -197,6 +207,17 @@ def _provenance(evidence: Evidence) -> Iterator[str]:
         "compared, so that the same study gives the same page.",
         "quiet",
     )
+
+
+def _this_command(options: Report) -> list[str]:
+    """How this page is made from its study, wherever that lies."""
+    words = ["sparse-agents", "report", "STUDY"]
+    for pair in options.contrast:
+        words += ["--contrast", pair]
+    for name, usual in (("margin", Report.margin), ("resamples", Report.resamples)):
+        if getattr(options, name) != usual:
+            words += [f"--{name}", f"{getattr(options, name):g}"]
+    return words
 
 
 def _machine(machine: dict[str, Any]) -> str:

@@ -51,6 +51,8 @@ class Contrast:
     improvement: Interval
     word: Word
     why: str
+    lost: str = ""
+    """Which runs failed, which a verdict does not count."""
 
     @property
     def relative(self) -> tuple[float, float | None, float | None]:
@@ -64,6 +66,8 @@ def pairs(evidence: Evidence, wanted: Sequence[str]) -> list[Pair]:
     """The pairs that are asked for, or the usual ones; a `ValueError` for an arm that is not there."""
     arms = {arm.name: arm for arm in evidence.study.arms}
     if wanted:
+        if len({*wanted}) < len(wanted):
+            raise ValueError(f"`contrast` must name each pair once, got {', '.join(wanted)}")
         return [_asked(text, arms) for text in wanted]
     usual = _usual_agents if evidence.study.kind == "agents" else _usual_learners
     present = {arm.name for arm in evidence.arms}
@@ -72,9 +76,8 @@ def pairs(evidence: Evidence, wanted: Sequence[str]) -> list[Pair]:
 
 def _asked(text: str, arms: dict[str, Arm]) -> Pair:
     first, _, second = text.partition(":")
-    for name in (first, second):
-        if name not in arms:
-            raise ValueError(f"`contrast` must name two arms as FIRST:SECOND, of {', '.join(arms)}; got {text!r}")
+    if first not in arms or second not in arms or first == second:
+        raise ValueError(f"`contrast` must name two arms as FIRST:SECOND, of {', '.join(arms)}; got {text!r}")
     return Pair(arms[first], arms[second])
 
 
@@ -138,22 +141,57 @@ def _contrast(evidence: Evidence, group: str, pair: Pair, endpoint: Endpoint, re
     if not len(first) or not len(second):
         return None
     generator = generator_for("contrast", group, pair.first.name, pair.second.name)
+    groups = evidence.groups if group == overall(evidence) else [group]
+    each = [
+        tuple(values_of(evidence, endpoint, name, arm.name) for arm in (pair.first, pair.second)) for name in groups
+    ]
     return Contrast(
         group, pair, welch(first, second), float(np.mean(second)), None, permutation(first, second, generator),
-        probability_of_improvement([(first, second)], generator, resamples), "undecided", "",
+        probability_of_improvement([(one, other) for one, other in each], generator, resamples), "undecided", "",
+        _lost(evidence, groups, pair),
     )  # fmt: skip
+
+
+def _lost(evidence: Evidence, groups: Sequence[str], pair: Pair) -> str:
+    """How many runs of either arm failed or cannot be used, in words."""
+    counts = {
+        arm.name: sum(cell.group in groups and cell.arm.name == arm.name for cell, _ in evidence.lost)
+        for arm in (pair.first, pair.second)
+    }
+    return ", ".join(
+        f"{count} of {name} failed and {'is' if count == 1 else 'are'} left out"
+        for name, count in counts.items()
+        if count
+    )
+
+
+def not_compared(evidence: Evidence, found: Sequence[Pair], endpoint: Endpoint) -> list[str]:
+    """A line for every pair that cannot be held against each other somewhere, and why."""
+    lines = []
+    for group in evidence.groups:
+        for pair in found:
+            for arm in (pair.first, pair.second):
+                if not len(values_of(evidence, endpoint, group, arm.name)):
+                    what = f"no {endpoint.label}" if evidence.of(group, arm.name) else "no finished run"
+                    lines.append(
+                        f"not compared on {group}: {pair.first.name} and {pair.second.name}: {arm.name} has {what}"
+                    )
+                    break
+    return lines
 
 
 def _judged(contrast: Contrast, evidence: Evidence, endpoint: Endpoint, margin: float, tests: int) -> Contrast:
     difference, pair = contrast.difference, contrast.pair
-    if contrast.p_holm is None or difference.low is None or difference.high is None:
+    if difference.low is None or difference.high is None:
         return replace(contrast, why="one run says nothing about spread; at least two of each are needed")
-    if contrast.p_holm < LEVEL:
-        better = difference.value * endpoint.better > 0
-        return replace(contrast, word="yes" if better else "no", why="" if better else "it does worse")
     allowed = margin * abs(contrast.reference)
     if max(-difference.low, difference.high) <= allowed:
         return replace(contrast, word="no", why=f"no difference of {100 * margin:g} % or more")
+    if contrast.p_holm is None:
+        return replace(contrast, why="the runs of neither arm differ, so that nothing tells how sure this is")
+    if contrast.p_holm < LEVEL:
+        better = difference.value * endpoint.better > 0
+        return replace(contrast, word="yes" if better else "no", why="" if better else "it does worse")
     first, second = (values_of(evidence, endpoint, contrast.group, arm.name) for arm in (pair.first, pair.second))
     needed = seeds_needed(first, second, allowed, tests)
     return replace(
@@ -175,11 +213,19 @@ def sentence(contrast: Contrast, endpoint: Endpoint) -> str:
     unit = "points" if endpoint.percent else "%"
     details = [f"n = {n} and {m}"]
     if low is not None and high is not None:
-        details.insert(0, f"95 % interval {100 * low:+.0f} … {100 * high:+.0f} {unit} by Welch")
+        details.insert(0, f"95 % interval {_signed(low)} … {_signed(high)} {unit} by Welch")
     if contrast.p_holm is not None:
         details.append(f"p {_equals(contrast.p_holm)} after Holm")
+    if contrast.lost:
+        details.append(contrast.lost)
     word = contrast.word.capitalize() + (f", {contrast.why}" if contrast.why else "")
-    return f"{question} {word}: {endpoint.label} {100 * value:+.0f} {unit} ({', '.join(details)})"
+    return f"{question} {word}: {endpoint.label} {_signed(value)} {unit} ({', '.join(details)})"
+
+
+def _signed(share: float) -> str:
+    """Whole percents with a sign; one digit more where that would be nothing."""
+    percents = 100 * share
+    return f"{percents:+.0f}" if abs(percents) >= 0.5 or percents == 0 else f"{percents:+.1f}"
 
 
 def _equals(p: float) -> str:

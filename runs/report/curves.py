@@ -205,13 +205,17 @@ def cost_names(evidence: Evidence) -> list[str]:
 
 
 def side_by_side(prices: Sequence[float]) -> list[float]:
-    """Prices as they are drawn: those within 1 % of each other a little apart, so that none hides another."""
+    """Prices as they are drawn: those within 1 % of each other a little apart, so that none hides another.
+
+    However many they are, they stay within a tenth of the axis.
+    """
     if min(prices) <= 0:
         return [*prices]
-    apart = 0.018 * max(math.log(max(prices) / min(prices)), 0.3)
+    width = max(math.log(max(prices) / min(prices)), 0.3)
     found = []
     for number, price in enumerate(prices):
         near = [other for other, each in enumerate(prices) if abs(math.log(each / price)) < 0.01]
+        apart = width * min(0.018, 0.1 / len(near))
         found.append(price * math.exp(apart * (near.index(number) - (len(near) - 1) / 2)))
     return found
 

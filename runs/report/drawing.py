@@ -85,6 +85,6 @@ def few_ticks(axis: Any) -> None:
 def short(value: float) -> str:
     """A number in few letters: 1.5M, 200k."""
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
+        if abs(value) >= 0.9995 * size:  # what three digits make of it is a whole one
             return f"{value / size:.3g}{letter}"
     return f"{value:.3g}"

@@ -40,9 +40,16 @@ class Endpoint:
         return f"{100 * value:{sign}.1f} %" if self.percent else f"{value:{sign},.{self.digits}f}"
 
 
-def area_under_curve(result: dict[str, Any]) -> float:
-    """Mean return over training: trapezoids between evaluations, over the steps from the first to the last."""
+def area_under_curve(result: dict[str, Any], begin: float = 0.0) -> float:
+    """Mean return over training: trapezoids between evaluations, from the first to the last.
+
+    `begin` is the step from which on it counts: some runs are evaluated earlier than others.
+    """
     steps, returns = np.array(result["curve"], np.float64).T
+    if steps[0] < begin < steps[-1]:
+        later = steps > begin
+        returns = np.concatenate([[np.interp(begin, steps, returns)], returns[later]])
+        steps = np.concatenate([[begin], steps[later]])
     if len(steps) == 1:
         return float(returns[0])
     return float(np.trapezoid(returns, steps) / (steps[-1] - steps[0]))
@@ -58,11 +65,20 @@ def _fresh(result: dict[str, Any]) -> float | None:
     return None if final is None else float(final["mean_return"])
 
 
-AGENTS = [
-    Endpoint("auc", "mean return over training", lambda run: area_under_curve(run.result)),
-    Endpoint("final", "final return", lambda run: final_return(run.result)),
-    Endpoint("fresh", "return in fresh episodes", lambda run: _fresh(run.result)),
-]
+def _of_agents(evidence: Evidence) -> list[Endpoint]:
+    """All curves of a group count from the same share of training on, the latest first evaluation of any of them."""
+    begin: dict[str, float] = {}
+    for run in evidence.runs:
+        begin[run.group] = max(begin.get(run.group, 0.0), run.result["curve"][0][0] / run.result["steps"])
+
+    def from_step(run: Run) -> float:
+        return begin[run.group] * float(run.result["steps"])
+
+    return [
+        Endpoint("auc", "mean return over training", lambda run: area_under_curve(run.result, from_step(run))),
+        Endpoint("final", "final return", lambda run: final_return(run.result)),
+        Endpoint("fresh", "return in fresh episodes", lambda run: _fresh(run.result)),
+    ]
 
 
 def _score(kind: str, name: str) -> Callable[[Run], float | None]:
@@ -87,7 +103,7 @@ def endpoints(evidence: Evidence) -> list[Endpoint]:
     """Those of a study: of agents, or of learners, whose primary one is what most of its arms are made for."""
     if evidence.study.kind == "agents":
         has_fresh = any(_fresh(run.result) is not None for run in evidence.runs)
-        return AGENTS if has_fresh else AGENTS[:2]
+        return _of_agents(evidence)[: 3 if has_fresh else 2]
     strict = sum(run.result["scenario"] == "task-il" for run in evidence.runs)
     return [*TASK_IL, *CLASS_IL] if 2 * strict > len(evidence.runs) else [*CLASS_IL, *TASK_IL]
 
@@ -103,16 +119,16 @@ def normalised(evidence: Evidence, endpoint: Endpoint) -> tuple[Endpoint, str]:
 
     Returns of different environments have different sizes: each is divided by the mean of the first dense arm, so that
     this is 1 (where that mean m is below zero, 1 + (return - m) / |m|, so that more is still better); without a dense
-    arm by the mean of all runs. Accuracies stay as they are.
+    arm that has runs in all of them by the mean of all runs. Accuracies stay as they are.
     """
     if endpoint.percent:
         return endpoint, ""
     dense = next((arm.name for arm in evidence.arms if arm.method == "dense"), None)
+    if dense is not None and not all(len(endpoint.values(evidence.of(group, dense))) for group in evidence.groups):
+        dense = None
     means = {}
     for group in evidence.groups:
-        base = endpoint.values(evidence.of(group, dense)) if dense is not None else np.empty(0)
-        if not len(base):
-            base = endpoint.values([run for run in evidence.runs if run.group == group])
+        base = endpoint.values([run for run in evidence.runs if run.group == group and dense in (None, run.arm.name)])
         means[group] = float(np.mean(base)) if len(base) else 1.0
 
     def of(run: Run) -> float | None:

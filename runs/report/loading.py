@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ class Evidence:
     study: Study
     runs: list[Run]
     problems: list[str]
+    lost: list[tuple[Cell, str]] = field(default_factory=list)
+    """Runs that failed, or whose result cannot be used, and why."""
 
     def of(self, group: str, arm: str) -> list[Run]:
         """The finished runs of one arm in one group."""
@@ -63,43 +65,44 @@ def load(directory: Path) -> Evidence:
     study = read_study(directory)
     runs, problems = [], list[str]()
     absent: dict[str, list[int]] = {}
+    lost: list[tuple[Cell, str]] = []
     for cell in study.cells():
         found = _result(directory, cell, study.kind)
         if isinstance(found, str):
-            problems.append(found)
+            lost.append((cell, found))
         elif found is None:
             state = "not finished" if state_of(directory, cell) == "half-done" else "missing"
             absent.setdefault(f"{state}: {cell.group} {cell.arm.name}", []).append(cell.seed)
         else:
             runs.append(Run(cell.group, cell.arm, cell.seed, found))
+    problems += [f"failed: {cell.name}: {why}" if state_of(directory, cell) == "failed" else why for cell, why in lost]
     problems += [
         f"{what} seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}" for what, seeds in absent.items()
     ]
     runs, odd = _alike(runs)
-    problems += [*odd, *_strangers(directory, study)]
+    problems += [*(why for _, why in odd), *_strangers(directory, study)]
     if not runs:
         raise UserError(
             f"{directory} has no finished run ({problems[0]}); finish the study by its `sparse-agents compare` first"
         )
     order = {arm.name: number for number, arm in enumerate(study.arms)}
     runs.sort(key=lambda run: (study.groups.index(run.group), order[run.arm.name], run.seed))
-    evidence = Evidence(directory, study, runs, problems)
-    return Evidence(directory, study, runs, problems + _unequal(evidence))
+    evidence = Evidence(directory, study, runs, problems, [*lost, *odd])
+    return replace(evidence, problems=problems + _unequal(evidence))
 
 
 def _result(directory: Path, cell: Cell, kind: str) -> dict[str, Any] | str | None:
     """A run's result, None if there is none yet, or a line that says what is wrong with it."""
     state = state_of(directory, cell)
     if state == "failed":
-        return f"failed: {cell.name}: {error_of(directory, cell)}"
+        return _without(directory, error_of(directory, cell))
     if state != "finished":
         return None
     path = directory / cell.path / "result.json"
     try:
         result = read_json(path, "result of a run")
     except UserError as error:
-        # A page must not tell where on whose machine the study lay.
-        return f"damaged: {str(error).replace(f'{directory}/', '')}"
+        return f"damaged: {_without(directory, str(error))}"
     wrong = next(_faults(result, cell, kind), None)
     if wrong is not None:
         return f"damaged: {cell.path / 'result.json'}: {wrong}"
@@ -107,6 +110,13 @@ def _result(directory: Path, cell: Cell, kind: str) -> dict[str, Any] | str | No
         for name in ("R", "final"):
             result[name] = {"class_il": None, "task_il": None, **result[name]}
     return result
+
+
+def _without(directory: Path, text: str) -> str:
+    """A text that does not tell where on whose machine the study lay."""
+    for name in (directory.absolute(), directory):
+        text = text.replace(f"{name}/", "")
+    return text
 
 
 def _faults(result: dict[str, Any], cell: Cell, kind: str) -> Iterator[str]:
@@ -134,6 +144,8 @@ def _agent_faults(result: dict[str, Any], cell: Cell) -> Iterator[str]:
     steps = [step for step, _ in result["curve"]]
     if any(later <= earlier for earlier, later in pairwise(steps)):
         yield "the steps of its curve do not increase"
+    if steps[-1] != result["steps"]:
+        yield f"its curve ends at step {steps[-1]:,} of {result['steps']:,}"
     networks = {name.partition(".")[0] for name in result.get("input_connections") or ("actor", "critic")}
     if networks != {"actor", "critic"}:
         yield "`input_connections` must be of actor and critics"
@@ -157,9 +169,9 @@ def _learner_faults(result: dict[str, Any]) -> Iterator[str]:
             yield f"`final.{kind}` is not of {tasks} tasks"
 
 
-def _alike(runs: list[Run]) -> tuple[list[Run], list[str]]:
+def _alike(runs: list[Run]) -> tuple[list[Run], list[tuple[Cell, str]]]:
     """Without the runs that cannot be averaged with most of their arm, and a line for each of those."""
-    kept, problems = [], list[str]()
+    kept, problems = [], list[tuple[Cell, str]]()
     counts = {cell: Counter[str]() for cell in {(run.group, run.arm.name) for run in runs}}
     for run in runs:
         counts[run.group, run.arm.name][_form(run.result)] += 1
@@ -168,8 +180,9 @@ def _alike(runs: list[Run]) -> tuple[list[Run], list[str]]:
         if _form(run.result) == usual:
             kept.append(run)
         else:
-            path = Cell(run.group, run.arm, run.seed).path / "result.json"
-            problems.append(f"left out: {path}: other evaluations, inputs or tasks than most runs of its arm")
+            cell = Cell(run.group, run.arm, run.seed)
+            why = "other evaluations, inputs or tasks than most runs of its arm"
+            problems.append((cell, f"left out: {cell.path / 'result.json'}: {why}"))
     return kept, problems
 
 
@@ -217,4 +230,18 @@ def _unequal(evidence: Evidence) -> list[str]:
         if len(set(steps.values())) > 1:
             counts = ", ".join(f"{name} {each:,}" for name, each in steps.items() if each)
             problems.append(f"unequal steps on {group}: {counts}")
+        grids = _grids(evidence, group)
+        if len(set(steps.values())) == 1 and len(set(grids.values())) > 1:
+            counts = ", ".join(f"{name} {count}" for name, (count, _) in grids.items())
+            latest = max(first for _, first in grids.values())
+            problems.append(f"unequal evaluations on {group}: {counts}; means over training begin at step {latest:,}")
     return problems
+
+
+def _grids(evidence: Evidence, group: str) -> dict[str, tuple[int, int]]:
+    """How many evaluations each arm of agents has there, and the step of the first."""
+    curves = {
+        arm.name: [run.result["curve"] for run in evidence.of(group, arm.name) if "curve" in run.result]
+        for arm in evidence.arms
+    }
+    return {name: (len(found[0]), int(found[0][0][0])) for name, found in curves.items() if found}

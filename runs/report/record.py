@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,23 @@ from runs.failure import UserError
 from runs.files import read_json, write_json, writing
 from runs.report.loading import Evidence
 from runs.studies.plan import FILE, Cell
-from runs.studies.states import failure_file
+from runs.studies.states import attempts, write_failure
+
+_PART = re.compile(
+    r"study\.json|report\.html|report/[^/]+\.(csv|png)|[^/]+/[^/]+/(seed-\d+/result\.json|seed-\d+\.failed\.json)"
+)
 
 
 def record(evidence: Evidence, target: Path) -> None:
-    """Copy a reported study into `target`, new or an earlier record of it; `report` reads it like the study itself."""
-    if target.exists() and any(target.iterdir()) and not (target / FILE).exists():
-        raise UserError(f"{target} is not empty and no record of a study; choose another --record")
+    """Copy a reported study into `target`, new or an earlier record of it; `report` reads it like the study itself.
+
+    A `UserError` where `target` holds anything that a record does not: what is there is replaced.
+    """
+    if target.resolve() == evidence.directory.resolve():
+        raise UserError(f"{target} is the study itself; choose another --record")
+    strange = _strange(target)
+    if strange is not None:
+        raise UserError(f"{target} is no record of a study: it holds {strange}; choose another --record")
     with writing(target):
         target.mkdir(parents=True, exist_ok=True)
         for name in ("report", *{str(Cell(run.group, run.arm, run.seed).path.parts[0]) for run in evidence.runs}):
@@ -28,15 +39,27 @@ def record(evidence: Evidence, target: Path) -> None:
             folder = target / Cell(run.group, run.arm, run.seed).path
             folder.mkdir(parents=True)
             write_json(folder / "result.json", _without_paths(run.result))
-        for cell in evidence.study.cells():
-            failure = failure_file(evidence.directory, cell)
-            if failure.exists():
-                (target / cell.folder).mkdir(parents=True, exist_ok=True)
-                shutil.copy(failure, target / cell.folder)
+        for cell, problem in evidence.lost:
+            (target / cell.folder).mkdir(parents=True, exist_ok=True)
+            write_failure(target, cell, problem, max(1, attempts(evidence.directory, cell)))
+
+
+def _strange(target: Path) -> Path | None:
+    """The first file there that no record has."""
+    if not target.exists():
+        return None
+    if not target.is_dir():
+        return target
+    files = sorted(path for path in target.rglob("*") if not path.is_dir())
+    return next(
+        (path.relative_to(target) for path in files if not _PART.fullmatch(str(path.relative_to(target)))), None
+    )
 
 
 def _without_folders(word: str) -> str:
-    return Path(word).name if word.startswith("/") else word
+    """A word of a command without the folders of a path: they tell of whose machine it was."""
+    flag, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
+    return flag + equals + (Path(value).name if value.startswith(("/", "~", "..")) else value)
 
 
 def _nameless(machine: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -171,9 +172,11 @@ def welch(first: Array, second: Array) -> Difference:
     value, runs = float(np.mean(first) - np.mean(second)), (len(first), len(second))
     if min(runs) < 2:
         return Difference(value, None, None, None, runs)
-    if np.ptp(first) == np.ptp(second) == 0:  # no spread, no doubt
-        return Difference(value, value, value, 1.0 if value == 0 else 0.0, runs)
-    test = stats.ttest_ind(first, second, equal_var=False)
+    if np.ptp(first) == np.ptp(second) == 0:  # no spread to judge a difference by
+        return Difference(value, value, value, 1.0 if value == 0 else None, runs)
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # that one arm is without spread is no news
+        test = stats.ttest_ind(first, second, equal_var=False)
     interval = test.confidence_interval(CONFIDENCE)
     return Difference(value, float(interval.low), float(interval.high), float(test.pvalue), runs)
 
@@ -215,8 +218,8 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
 def seeds_needed(first: Array, second: Array, margin: float, tests: int) -> int | None:
     """Runs of each arm that would settle the question, if mean and spread stayed as they are; None: too many.
 
-    The smaller of two numbers: runs with which a difference like this one is found in 80 % of studies, at level
-    0.05 / `tests`; and runs with which its 95 % interval lies within ± `margin`.
+    The smaller of two numbers: runs with which 80 % of studies find a difference like this one, at level
+    0.05 / `tests`; and runs with which the 95 % interval of 80 % of them lies within ± `margin`.
     """
     spread = math.sqrt((np.var(first, ddof=1) + np.var(second, ddof=1)) / 2)
     seen = abs(float(np.mean(first) - np.mean(second)))
@@ -224,9 +227,17 @@ def seeds_needed(first: Array, second: Array, margin: float, tests: int) -> int 
         freedom, error = 2 * runs - 2, spread * math.sqrt(2 / runs)
         critical = float(stats.t.ppf(1 - 0.025 / tests, freedom))
         found = seen > 0 and float(stats.nct.sf(critical, freedom, seen / error)) >= 0.8
-        if found or seen + float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)) * error <= margin:
+        room = margin - float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)) * error  # for the estimate, either way
+        if found or (room >= 0 and _within(seen, error, room) >= 0.8):
             return runs
     return None
+
+
+def _within(true: float, error: float, room: float) -> float:
+    """Probability that an estimate of a `true` difference, with this standard error, lies within ± `room`."""
+    if error == 0:
+        return float(true <= room)
+    return float(stats.norm.cdf((room - true) / error) - stats.norm.cdf((-room - true) / error))
 
 
 def profile(scores: Array, thresholds: Array) -> Array:

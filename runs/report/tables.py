@@ -113,7 +113,9 @@ def relative_costs(evidence: Evidence, contrast: Contrast) -> list[float | None]
 
 def cost_sentence(evidence: Evidence, contrast: Contrast) -> str:
     """What the first arm cost, in words."""
-    labels = {"bytes": "bytes in training", "flops": "training FLOPs"}
+    labels = {
+        "bytes": "bytes in training", "flops": "training FLOPs", "processor_seconds": "seconds of processors",
+    }  # fmt: skip
     same, other = [], []
     for name, share in zip(cost_names(evidence), relative_costs(evidence, contrast), strict=True):
         label = labels.get(name, name)

@@ -24,11 +24,12 @@ from runs.report.command import Findings, make_report, say
 from runs.report.contrasts import Contrast, contrasts, pairs, sentence
 from runs.report.curves import side_by_side
 from runs.report.drawing import Palette
-from runs.report.endpoints import AGENTS, area_under_curve, endpoints, final_return, overall, values_of
+from runs.report.endpoints import area_under_curve, endpoints, final_return, overall, values_of
 from runs.report.loading import load
 from runs.report.movement import draw_movement, gradient_flow, movement_rows, small_world_table
 from runs.report.options import Report
 from runs.studies.plan import Study
+from runs.studies.states import write_failure
 
 FEW = 100  # resamples
 
@@ -49,6 +50,8 @@ def test_area_under_curve_by_hand() -> None:
     # Evaluations at other distances count for as long as they last.
     assert area_under_curve({"curve": [[0, 0], [10, 10], [40, 10]]}) == (50 + 300) / 40
     assert area_under_curve({"curve": [[100, 7]]}) == 7
+    # From 150 on, where it is 5: (5 + 10) / 2 · 50 and (10 + 40) / 2 · 100, over 150 steps.
+    assert area_under_curve({"curve": [[100, 0], [200, 10], [300, 40]]}, 150) == (375 + 2500) / 150
 
 
 def test_final_return_is_that_of_ten_evaluations() -> None:
@@ -82,10 +85,11 @@ def test_verdicts_on_known_truths(tmp_path: Path) -> None:
 def test_noise_is_undecided_and_says_how_many_seeds(tmp_path: Path) -> None:
     found = judged(write_study(tmp_path, {"static-0.9": spread(100, 20, 5), "set-0.9": spread(110, 20, 5)}))
     (each,) = found.values()
+    primary = endpoints(load(tmp_path))[0]
     assert each.word == "undecided"
     # Half a deviation apart: 64 an arm for 80 % power at 5 %; a margin of 5 against a difference of 10 is no way out.
     assert each.why == "about 64 seeds an arm needed"
-    assert sentence(each, AGENTS[0]) == (
+    assert sentence(each, primary) == (
         "Does set-0.9 do better than static-0.9? Undecided, about 64 seeds an arm needed: mean return over training "
         "+10 % (95 % interval -19 … +39 % by Welch, n = 5 and 5, p = 0.45 after Holm)"
     )
@@ -101,6 +105,66 @@ def test_holm_withholds_what_one_contrast_alone_would_get(tmp_path: Path) -> Non
     assert among["set-0.9:static-0.9"].word == "undecided"
     assert among["set-0.9:static-0.9"].difference.p == alone.difference.p
     assert among["set-0.9:static-0.9"].p_holm == pytest.approx(alone.difference.p * len(among))
+
+
+def test_the_same_course_evaluated_at_other_steps_is_no_difference(tmp_path: Path) -> None:
+    write_study(tmp_path, {"static-0.9": [0.0] * 5, "set-0.9": [0.0] * 5})
+    for path in tmp_path.rglob("result.json"):
+        written, every = json.loads(path.read_text()), 400 if "set-0.9" in str(path) else 100
+        noise = int(path.parent.name[-1])
+        write_json(path, {**written, "curve": [[step, step + noise] for step in range(every, 1201, every)]})
+    (each,) = judged(tmp_path).values()
+    assert each.difference.value == 0
+    assert load(tmp_path).problems == [
+        f"unequal evaluations on {ENV}: static-0.9 12, set-0.9 3; means over training begin at step 400"
+    ]
+
+
+def test_a_difference_that_does_not_matter_is_a_no_however_sure(tmp_path: Path) -> None:
+    found = judged(write_study(tmp_path, {"static-0.9": spread(1000, 0.1, 5), "set-0.9": spread(1002, 0.1, 5)}))
+    (each,) = found.values()
+    assert (each.word, each.why) == ("no", "no difference of 5 % or more")
+    assert "mean return over training +0.2 %" in sentence(each, endpoints(load(tmp_path))[0])
+
+
+def test_without_spread_nothing_is_decided(tmp_path: Path) -> None:
+    (each,) = judged(write_study(tmp_path, {"static-0.9": [100.0, 100], "set-0.9": [150.0, 150]})).values()
+    assert (each.word, each.why) == (
+        "undecided",
+        "the runs of neither arm differ, so that nothing tells how sure this is",
+    )
+
+
+def test_runs_that_failed_are_said_with_the_verdict(tmp_path: Path) -> None:
+    write_study(tmp_path, {"static-0.9": spread(100, 1, 5), "set-0.9": spread(150, 1, 5)})
+    cells = [cell for cell in load(tmp_path).study.cells() if cell.arm.name == "set-0.9" and cell.seed > 1]
+    for cell in cells:
+        shutil.rmtree(tmp_path / cell.path)
+        write_failure(tmp_path, cell, f"the loss at {tmp_path.absolute()}/x is not finite", 1)
+    (each,) = judged(tmp_path).values()
+    evidence = load(tmp_path)
+    assert sentence(each, endpoints(evidence)[0]).endswith("3 of set-0.9 failed and are left out)")
+    assert f"failed: {cells[0].name}: the loss at x is not finite" in evidence.problems
+
+
+def test_what_cannot_be_compared_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_study(tmp_path, {"static-0.9": [1.0, 2.0], "set-0.9": [1.0, 2.0], "rigl-0.9": [1.0, 2.0]})
+    shutil.rmtree(tmp_path / ENV / "set-0.9")
+    wanted = ["--contrast", "set-0.9:static-0.9", "--contrast", "rigl-0.9:static-0.9"]
+    assert main("report", tmp_path, "--resamples", FEW, *wanted) == 0
+    assert f"not compared on {ENV}: set-0.9 and static-0.9: set-0.9 has no finished run" in capsys.readouterr().err
+    assert "sparse-agents report STUDY --contrast set-0.9:static-0.9 --contrast rigl-0.9" in read_page(tmp_path).text
+    for pair in ("set-0.9:set-0.9", "set-0.9", "a:b"):
+        assert main("report", tmp_path, "--contrast", pair) == 2
+    assert main("report", tmp_path, "--contrast", "set-0.9:static-0.9", "--contrast", "set-0.9:static-0.9") == 2
+
+
+def test_probability_of_improvement_over_environments_is_that_of_runs(tmp_path: Path) -> None:
+    """In each environment 3 of 4 pairs of runs are won; means over environments, paired by seed, would say more."""
+    groups = (ENV, "Reacher-v5")
+    write_study(tmp_path, {"dense": [100.0, 100.0], "static-0.9": [80.0, 110.0], "set-0.9": [100.0, 120.0]}, groups)
+    found = judged(tmp_path)
+    assert found["set-0.9:static-0.9"].improvement.value == 0.75
 
 
 @pytest.mark.parametrize(("runs", "word"), [(1, "one run says nothing about spread"), (2, "")])
@@ -133,7 +197,9 @@ def test_other_networks_are_no_controls(tmp_path: Path) -> None:
 def test_swapped_arms_swap_the_verdict(tmp_path: Path) -> None:
     levels = {"static-0.9": spread(100, 3, 4), "set-0.9": spread(120, 3, 4)}
     evidence = load(write_study(tmp_path, levels))
-    both = contrasts(evidence, pairs(evidence, ["set-0.9:static-0.9", "static-0.9:set-0.9"]), AGENTS[0], 0.05, FEW)
+    both = contrasts(
+        evidence, pairs(evidence, ["set-0.9:static-0.9", "static-0.9:set-0.9"]), endpoints(evidence)[0], 0.05, FEW
+    )
     assert [each.word for each in both] == ["yes", "no"]
     assert both[0].difference.value == -both[1].difference.value
     assert both[0].improvement.value == 1 - both[1].improvement.value
@@ -148,13 +214,13 @@ def test_mean_over_environments_takes_the_seeds_that_each_has(tmp_path: Path) ->
         written = json.loads(path.read_text())
         write_json(path, {**written, "curve": [[step, -value] for step, value in written["curve"]]})
     evidence = load(tmp_path)
-    name = overall(evidence)
+    name, mean = overall(evidence), endpoints(evidence)[0]
     assert name == "mean over 2 environments"
-    assert values_of(evidence, AGENTS[0], name, "dense").tolist() == [1, 1]
-    assert values_of(evidence, AGENTS[0], name, "static-0.9") == pytest.approx([(0.8 + 1.2) / 2, (1.2 + 0.8) / 2])
-    assert values_of(evidence, AGENTS[0], "Reacher-v5", "static-0.9").tolist() == [-80, -120]
+    assert values_of(evidence, mean, name, "dense").tolist() == [1, 1]
+    assert values_of(evidence, mean, name, "static-0.9") == pytest.approx([(0.8 + 1.2) / 2, (1.2 + 0.8) / 2])
+    assert values_of(evidence, mean, "Reacher-v5", "static-0.9").tolist() == [-80, -120]
     (tmp_path / "Reacher-v5/static-0.9/seed-0/result.json").unlink()
-    assert values_of(load(tmp_path), AGENTS[0], name, "static-0.9") == pytest.approx([(1.2 + 0.8) / 2])
+    assert values_of(load(tmp_path), mean, name, "static-0.9") == pytest.approx([(1.2 + 0.8) / 2])
 
 
 def test_equal_costs_are_drawn_side_by_side() -> None:
@@ -403,7 +469,8 @@ def test_unequal_steps_are_said(tmp_path: Path) -> None:
     arms = [arm("static-0.9", [ENV]), arm("set-0.9", [ENV], steps=2400)]
     Study("agents", [ENV], arms, [0, 1], [["x"]]).write(tmp_path, "")
     for path in (tmp_path / ENV / "set-0.9").rglob("result.json"):
-        write_json(path, {**json.loads(path.read_text()), "steps": 2400})
+        written = json.loads(path.read_text())
+        write_json(path, {**written, "steps": 2400, "curve": [[2 * step, value] for step, value in written["curve"]]})
     assert load(tmp_path).problems == [f"unequal steps on {ENV}: static-0.9 1,200, set-0.9 2,400"]
 
 
@@ -478,6 +545,20 @@ def test_record_is_small_and_says_the_same(reported: tuple[Path, Findings], tmp_
     (tmp_path / "other").mkdir()
     (tmp_path / "other/thesis.tex").write_text("")
     assert main("report", directory, "--resamples", str(FEW), "--record", tmp_path / "other") == 2
+
+
+@pytest.mark.slow
+def test_a_study_that_goes_on_is_never_recorded_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study, other = (
+        write_study(tmp_path / name, {"static-0.9": [1.0, 2.0], "set-0.9": [1.0, 2.0]}) for name in ("study", "other")
+    )
+    (other / ENV / "set-0.9/seed-1/metrics.jsonl").write_text("{}")
+    before = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+    assert main("report", study, "--resamples", FEW, "--record", other) == 2
+    assert f"{other} is no record of a study: it holds {ENV}/set-0.9/seed-1/metrics.jsonl" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == before
+    assert main("report", study, "--resamples", FEW, "--record", study) == 2
+    assert "is the study itself" in capsys.readouterr().err
 
 
 # Continual learners

@@ -68,7 +68,8 @@ def test_invented_results_are_as_they_should_be() -> None:
             lambda r: r.update(real_features=[0, 3]),
             f"damaged: {BAD}: `real_features` must be numbers of the actor's 3 inputs",
         ),
-        (lambda r: r["curve"].pop(), f"left out: {BAD}: other evaluations, inputs or tasks than most runs of its arm"),
+        (lambda r: r["curve"].pop(3), f"left out: {BAD}: other evaluations, inputs or tasks than most runs of its arm"),
+        (lambda r: r["curve"].pop(), f"damaged: {BAD}: its curve ends at step 1,100 of 1,200"),
         (
             lambda r: r["input_connections"]["actor"].pop(),
             f"left out: {BAD}: other evaluations, inputs or tasks than most runs of its arm",

@@ -136,7 +136,7 @@ def test_welch() -> None:
 
 def test_welch_without_spread_or_with_one_run() -> None:
     same, other = np.array([2.0, 2.0]), np.array([3.0, 3.0, 3.0])
-    assert (welch(same, same).p, welch(same, other).p) == (1.0, 0.0)
+    assert (welch(same, same).p, welch(same, other).p) == (1.0, None)
     assert (welch(other, same).low, welch(other, same).high) == (1.0, 1.0)
     assert welch(np.array([1.0]), other).p is None
     assert welch(np.array([1.0]), other).value == -2
@@ -260,9 +260,13 @@ def test_more_tests_and_more_spread_need_more_seeds() -> None:
 
 def test_equal_arms_need_seeds_until_the_interval_fits_the_margin() -> None:
     arm = np.array([9.0, 10, 11])
-    # Half-width t · √(2/n), deviation 1: at n = 9 2.12 · 0.471 = 0.999 fits into 1, at n = 8 2.145 · 0.5 = 1.07 not.
-    assert seeds_needed(arm, arm, margin=1.0, tests=1) == 9
+    # At n = 22 the error is √(2/22) = 0.302 and half an interval 2.018 · 0.302 = 0.608, which leaves 0.392 or 1.30
+    # errors: 81 % of estimates. At n = 21 it leaves 1.22 errors, 78 %.
+    assert seeds_needed(arm, arm, margin=1.0, tests=1) == 22
     assert seeds_needed(arm, arm, margin=0.01, tests=1) is None
+    draws = random().normal(size=(2, 3000, 22))
+    interval = stats.ttest_ind(draws[0], draws[1], axis=1, equal_var=False).confidence_interval(0.95)
+    assert (np.maximum(-interval.low, interval.high) <= 1).mean() == pytest.approx(0.8, abs=0.03)
 
 
 # Laws
