@@ -13,7 +13,7 @@ from torch import nn
 from sparse_core import BACKENDS, INITIALISATIONS, PRESETS, SCHEDULES, Preset, SparseLinear, Topology
 from sparse_core.distributions import check_sparsity, fixes_total, repeated
 from sparse_core.initial_topologies import placing
-from sparse_core.method_checks import check_neurons
+from sparse_core.method_checks import check_choices
 
 NORMS = ("none", "layer")
 
@@ -56,7 +56,7 @@ class SparseOptions:
         period: int | None,
         schedule: str | None,
         stop: float | None,
-        capture_batches: int,
+        capture_batches: int | None,
         total_updates: int | None,
         backend: str | Mapping[str, str],
         topologies: Mapping[str, Topology] | None = None,
@@ -87,8 +87,9 @@ class SparseOptions:
         options = cls(
             topology, actor, critic, distribution, dense, init or preset.init,
             preset.drop_fraction if drop_fraction is None else drop_fraction,
-            period if period is not None else 1 if preset.each_step else 1_000, schedule or preset.schedule,
-            preset.stop if stop is None else stop, capture_batches, total_updates,
+            _period(preset) if period is None else period, schedule or preset.schedule,
+            preset.stop if stop is None else stop,
+            preset.capture_batches if capture_batches is None else capture_batches, total_updates,
             dict(backend) if isinstance(backend, Mapping) else backend, topologies, norm, input_sparsity,
             initial_topology or preset.initial_topology,
         )  # fmt: skip
@@ -97,7 +98,7 @@ class SparseOptions:
 
     def check(self) -> None:
         """Raise a `ValueError` for a name that is not known or a number out of range."""
-        check_neurons(PRESETS[self.topology])
+        check_choices(PRESETS[self.topology])
         fixes_total(self.distribution)
         INITIALISATIONS[self.init]
         placing(self.initial_topology)
@@ -149,6 +150,11 @@ class SparseOptions:
             capture_batches=self.capture_batches, total_steps=total_updates, seed=seed, sparsity=sparsity,
             distribution=repeated(self.distribution, networks),
         )  # fmt: skip
+
+
+def _period(preset: Preset) -> int:
+    """The method's own where that was asked for or makes it what it is; a thousand updates for all others."""
+    return preset.period if preset.own_period or "period" in preset.chosen else 1_000
 
 
 def _share(sparsity: float | None) -> float | None:

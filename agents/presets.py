@@ -48,9 +48,8 @@ class AgentPreset:
     eval_every: int = 5_000
     eval_episodes: int = 10
     topology: str = "set"
-    period: int = 1_000
     period_share: float | None = None
-    """Share of the steps in all between two changes, in the place of `period`."""
+    """Share of the steps in all between two changes; None: a thousand updates, or the topology's own."""
     drop_fraction: float | None = None
     schedule: str | None = None
     stop: float | None = None

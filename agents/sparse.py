@@ -40,11 +40,12 @@ class SparseAgent(MovingTopologies):
         dense: layers kept dense: `"input"`, `"output"`, indices or globs.
         init: initial weights, `"torch"` or `"fan-in"`; the topology's own by default.
         drop_fraction: share ζ of each layer's connections that change; the topology's own by default.
-        period: critic gradient steps between two changes, 1000 by default, or 1 for a method that has to change at
-            every step. Actor and critics change together, at the first policy update from there on.
+        period: critic gradient steps between two changes, 1000 by default, but for a topology that is itself only with
+            its own (`itop-rigl`, `deepr`, …). Actor and critics change together, at the first policy update from there
+            on.
         schedule: course of ζ over training; the topology's own by default.
         stop: share of the planned updates after which the topology stays; the topology's own by default.
-        capture_batches: batches before a change that gradient growth looks at.
+        capture_batches: batches before a change that gradient growth looks at; the topology's own by default, mostly 1.
         total_updates: planned critic gradient steps, where `learn` cannot know them (training by episodes).
         topologies: of every sparse layer by the layer's name (as in `backends`), instead of drawn ones;
             `topology="final-topology"` wants them.
@@ -95,7 +96,7 @@ class SparseAgent(MovingTopologies):
         period: int | None = None,
         schedule: str | None = None,
         stop: float | None = None,
-        capture_batches: int = 1,
+        capture_batches: int | None = None,
         total_updates: int | None = None,
         topologies: Mapping[str, Topology] | None = None,
         backend: str | Mapping[str, str] = "auto",

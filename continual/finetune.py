@@ -20,7 +20,7 @@ from continual.loading import InMemory
 from continual.scoring import evaluating
 from continual.subspaces import task_seed
 from continual.tensors import classes_of
-from sparse_core import PRESETS, SparseMLP, Sparsifier, generators, meters, sparse_layers
+from sparse_core import PRESETS, Preset, SparseMLP, Sparsifier, generators, meters, sparse_layers
 
 
 class SparseFinetune(SparseEpochs, InMemory, SupervisedTemplate):
@@ -96,7 +96,7 @@ class SparseFinetune(SparseEpochs, InMemory, SupervisedTemplate):
         seed = task_seed(self.seed, len(self.tasks))
         self.sparsifier = Sparsifier.preset(
             self.topology, self.model, self.optimizer, drop_fraction=self.drop_fraction,
-            period=1 if PRESETS[self.topology].each_step else max(len(self.dataloader), 1), seed=seed,
+            period=_period(PRESETS[self.topology], len(self.dataloader)), seed=seed,
             total_steps=max(len(self.dataloader) * self.train_epochs, 1),
         )  # fmt: skip
         if resumed is not None and resumed["sparsifier"] is not None:
@@ -164,6 +164,13 @@ class SparseFinetune(SparseEpochs, InMemory, SupervisedTemplate):
         self.batch_generator.set_state(state["batches"])
         self.epochs_done = state["epochs_done"]
         self._resumed = state
+
+
+def _period(method: Preset, epoch: int) -> int:
+    """An epoch; where the method has a period of its own that, if an epoch is not shorter, or as the user wants it."""
+    if "period" in method.chosen:
+        return method.period
+    return min(method.period, max(epoch, 1)) if method.own_period else max(epoch, 1)
 
 
 def sparse_network(

@@ -11,7 +11,7 @@ import tyro
 PRESET = "(default: the preset's)"
 STRATEGY = "(default: the strategy's)"
 BENCHMARK = "(default: the benchmark's)"
-TOPOLOGY = "(default: the preset's, else the topology's)"
+TOPOLOGY = "(default: as given with the topology, else the preset's, else the topology's)"
 
 
 def left_out(metavar: str, default: str = "") -> Any:
@@ -44,9 +44,9 @@ class AgentFlags:
     """Course of the drop fraction: constant, linear, cosine, cubic, staged."""
     stop: Annotated[float | None, left_out("FLOAT", TOPOLOGY)] = None
     """Share of training after which the topology stays, in [0, 1]."""
-    period: Annotated[int | None, left_out("INT", PRESET)] = None
+    period: Annotated[int | None, left_out("INT", TOPOLOGY)] = None
     """Critic gradient steps between two topology changes."""
-    capture_batches: int = 1
+    capture_batches: Annotated[int | None, left_out("INT", "(default: the topology's, usually 1)")] = None
     """Batches before a change that gradient growth looks at."""
     learning_rate: Annotated[float | None, left_out("FLOAT", PRESET)] = None
     """Step size of actor and critics."""

@@ -13,7 +13,7 @@ from runs import algos
 from runs.fixed_totals import fixed_sparsities
 from runs.options import Train
 from runs.values import check_device, check_threads, parse_list, settings_in
-from sparse_core import PRESETS
+from sparse_core import PRESETS, Preset
 from sparse_core.distributions import fixes_total
 
 
@@ -73,17 +73,21 @@ class Settings:
 
     @classmethod
     def resolve(cls, options: Train) -> Settings:
-        """Flags over preset over the topology's own choices; a `ValueError` says what cannot be."""
+        """Flags over a topology's options over preset over its own choices; a `ValueError` says what cannot be."""
         preset = preset_of(options)
 
-        def chosen(name: str) -> Any:
-            given = getattr(options, name)
-            return getattr(preset, name) if given is None else given
-
         topology = preset.topology if options.topology is None else options.topology
+        method = PRESETS[topology]
+
+        def chosen(name: str) -> Any:
+            """As given by a flag, else with the topology's name, else by the preset."""
+            given = getattr(options, name)
+            return getattr(method if name in method.chosen else preset, name) if given is None else given
+
         sparsity = options.sparsity
         inputs = _input_sparsity(options, preset, topology)
-        distribution = options.distribution or preset.distribution_for(options.env)
+        own = method.distribution if "distribution" in method.chosen else None
+        distribution = options.distribution or own or preset.distribution_for(options.env)
         if sparsity is None and topology != "dense" and not (distribution and fixes_total(distribution)):
             sparsity = preset.sparsity
         sparse = SparseOptions.resolve(
@@ -95,7 +99,7 @@ class Settings:
             dense=parse_list(options.dense, "dense", "output"),
             init=options.init,
             drop_fraction=chosen("drop_fraction"),
-            period=_period(options, preset),
+            period=_period(options, preset, method),
             schedule=chosen("schedule"),
             stop=chosen("stop"),
             capture_batches=options.capture_batches,
@@ -190,6 +194,22 @@ class Settings:
         """What the environment's observations get appended; None for those of the environment itself."""
         return _noise(self.noise_features, self.seed, self.permute_features_every)
 
+    @property
+    def note(self) -> str | None:
+        """What is so short that it may not be meant; None where nothing is."""
+        updates = self.steps - self.learning_starts
+        if updates <= 0:
+            return (
+                f"with {self.steps} steps, of which the first {self.learning_starts} are random, nothing is "
+                "learned; lower --learning-starts or raise --steps"
+            )
+        if PRESETS[self.topology].changes and updates < self.period:
+            return (
+                f"{updates} updates with a change every {self.period}: no connection moves; lower --period or raise "
+                "--steps"
+            )
+        return None
+
     def as_dict(self) -> dict[str, Any]:
         """What `config.json` holds."""
         return asdict(self)
@@ -217,9 +237,11 @@ def preset_of(options: Train) -> AgentPreset:
     return preset
 
 
-def _period(options: Train, preset: AgentPreset) -> int:
-    if options.period is not None or preset.period_share is None:
-        return preset.period if options.period is None else options.period
+def _period(options: Train, preset: AgentPreset, method: Preset) -> int | None:
+    """As given, else the preset's share of the steps; None leaves it to the topology."""
+    own = method.own_period or "period" in method.chosen
+    if options.period is not None or preset.period_share is None or own:
+        return options.period
     return preset.scaled(preset.period_share, options.steps)
 
 

@@ -43,12 +43,8 @@ def train(options: Train) -> int:
 def begin(settings: Settings, directory: Path, backends: Mapping[str, str] | None = None) -> int:
     """Begin a run with these settings; with `backends` that were settled before, else it settles its own."""
     refuse_existing(directory)
-    if settings.steps <= settings.learning_starts:
-        print(
-            f"note: with {settings.steps} steps, of which the first {settings.learning_starts} are random, nothing is "
-            "learned; lower --learning-starts or raise --steps",
-            file=sys.stderr,
-        )
+    if settings.note is not None:
+        print(f"note: {settings.note}", file=sys.stderr)
     source = settings.topology_from
     given = None if source is None else last_topologies(Path(source))
     model = build(settings, backends, given)

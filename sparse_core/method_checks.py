@@ -2,37 +2,65 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from sparse_core.birth import BIRTHS
 from sparse_core.courses import COURSES, check_shares
 from sparse_core.drop import DROP_RULES
 from sparse_core.grow import GROW_RULES
+from sparse_core.maskings import MASKINGS
 from sparse_core.presets import Preset
 from sparse_core.redistribution import REDISTRIBUTIONS
+from sparse_core.registry import Registry
+from sparse_core.schedules import SCHEDULES
 from sparse_core.steps import STEP_RULES
 
 
 def check_method(method: Preset, capture_stride: int, total_steps: int | None, sparsity: float | None) -> None:
     """Raise a `ValueError` for choices that cannot be."""
+    check_choices(method)
     plans = method.drop is not None and DROP_RULES[method.drop].plans
     if (method.drop is None) != (method.grow is None) and not plans:
         raise ValueError(
             f"give both `drop` and `grow`, or neither for a static topology; got {method.drop!r} and {method.grow!r}"
         )
-    if not 0 <= method.drop_fraction <= 1:
-        raise ValueError(f"`drop_fraction` must be in [0, 1], got {method.drop_fraction!r}")
-    if not 0 <= method.stop <= 1:
-        raise ValueError(f"`stop` must be a share of the training steps in [0, 1], got {method.stop!r}")
     if min(method.capture_batches, capture_stride) < 1:
         got = f"{method.capture_batches} and {capture_stride}"
         raise ValueError(f"`capture_batches` and `capture_stride` must be at least 1, got {got}")
     _check_regrow(method)
     _check_course(method, total_steps, sparsity)
-    check_neurons(method)
     if method.pruned_neurons and method.neurons_from and total_steps is None:
         raise ValueError("`pruned_neurons` needs `total_steps`, the length of training, or `neurons_from=0`")
-    if method.redistribute:
-        REDISTRIBUTIONS[method.redistribute]
-    if method.step_rule:
-        STEP_RULES[method.step_rule]
+
+
+def check_choices(method: Preset) -> None:
+    """Raise a `ValueError` for a name that is not known or a number out of range, whatever the model and training."""
+    parts: list[tuple[str | float | None, Registry[Any]]] = [
+        (method.drop, DROP_RULES), (method.grow, GROW_RULES), (method.prune, DROP_RULES), (method.masking, MASKINGS),
+        (method.redistribute, REDISTRIBUTIONS), (method.course, COURSES), (method.step_rule, STEP_RULES),
+        (method.schedule, SCHEDULES), (method.birth, BIRTHS),
+    ]  # fmt: skip
+    for name, registry in parts:
+        if isinstance(name, str):
+            registry[name]
+    for number, what, is_right in (
+        ("drop_fraction", "in [0, 1]", 0 <= method.drop_fraction <= 1),
+        ("stop", "a share of the training steps in [0, 1]", 0 <= method.stop <= 1),
+        ("period", "a whole number of at least 1", method.period >= 1),
+        ("warmup", "a number of steps ≥ 0", method.warmup >= 0),
+        ("drop_mix", "a share in [0, 1]", 0 <= method.drop_mix <= 1),
+        ("grow_mix", "a share in [0, 1]", 0 <= method.grow_mix <= 1),
+        ("drop_temperature", "a number ≥ 0", _is_temperature(method.drop_temperature)),
+        ("final_drop_temperature", "a number ≥ 0", _is_temperature(method.final_drop_temperature)),
+        ("grow_temperature", "a number ≥ 0", _is_temperature(method.grow_temperature)),
+    ):
+        if not is_right:
+            raise ValueError(f"`{number}` must be {what}, got {getattr(method, number)!r}")
+    check_neurons(method)
+
+
+def _is_temperature(given: float | None) -> bool:
+    return given is None or 0 <= given < float("inf")
 
 
 def _check_regrow(method: Preset) -> None:

@@ -14,6 +14,7 @@ from sparse_core.registry import Registry, bound, like, options_of, with_options
 from sparse_core.topology import Regrow
 
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
+_NOT_CHOSEN = ("summary", "dense", "given", "options", "birth", "own_period", "dense_by_nature", "chosen")
 _OPTIONAL_NUMBERS = ("drop_temperature", "final_drop_temperature", "grow_temperature", "begin")
 
 
@@ -21,8 +22,9 @@ _OPTIONAL_NUMBERS = ("drop_temperature", "final_drop_temperature", "grow_tempera
 class Preset:
     """A method's choices; `drop=None` and `prune=None` mean that the topology never changes.
 
-    Every field but the summary, and every option of the method's rules, can be given with the name:
-    `PRESETS["rigl:grow_mix=0.3:drop_fraction=0.2"]`.
+    Every choice, and every option of the method's rules, can be given with the name:
+    `PRESETS["rigl:grow_mix=0.3:drop_fraction=0.2"]`; not `summary`, `dense`, `given`, `options`, `own_period`,
+    `dense_by_nature` and `chosen`, which say what it is.
     """
 
     summary: str
@@ -68,8 +70,8 @@ class Preset:
     capture_batches: int = 1
     once: bool = False
     """Whether there is one change only, at step `period`."""
-    each_step: bool = False
-    """Whether it is itself only when it changes at every step, whatever the user's usual period."""
+    own_period: bool = False
+    """Whether it is itself only with its own `period`, whatever the user's usual one."""
     birth: float | str = 0.0
     """Value of a new connection: a number, or a name from `BIRTHS`."""
     pruned_neurons: float = 0.0
@@ -86,6 +88,8 @@ class Preset:
     """How it multiplies fewer weights than it keeps, a name from `MASKINGS`; it chooses anew every `period` steps."""
     dense_by_nature: str = ""
     """What it does that is not sparse, in words; empty for a method that stays truly sparse."""
+    chosen: frozenset[str] = frozenset()
+    """Choices that were given with the name, which are the user's."""
 
     @property
     def searches(self) -> bool:
@@ -155,7 +159,7 @@ class Preset:
         defaults: dict[str, Any] = {
             each.name: 0.0 if each.name in _OPTIONAL_NUMBERS else "" if each.default is None else each.default
             for each in fields(self)
-            if each.default is not MISSING and each.name not in ("summary", "dense", "given", "options", "birth")
+            if each.default is not MISSING and each.name not in _NOT_CHOSEN
         }
         rules: list[tuple[str | None, Any]] = [
             (self.drop, DROP_RULES), (self.grow, GROW_RULES), (self.prune, DROP_RULES), (self.masking, MASKINGS),
@@ -173,14 +177,20 @@ class Preset:
             if option in known:
                 options[option] = like(known[option], value, what)
             elif option == "birth":
-                chosen[option] = value
+                chosen[option] = _number_or_name(value)
             elif option in defaults:
                 chosen[option] = like(defaults[option], value, what)
             else:
-                raise ValueError(
-                    f"topology {name!r} has no option {option!r}; known: {', '.join(sorted({*known, *defaults}))}"
-                )
-        return replace(self, **chosen, options=MappingProxyType(options))
+                names = ", ".join(sorted({*known, *defaults, "birth"}))
+                raise ValueError(f"topology {name!r} has no option {option!r}; known: {names}")
+        return replace(self, **chosen, options=MappingProxyType(options), chosen=frozenset(chosen))
+
+
+def _number_or_name(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 class Presets(Registry[Preset]):

@@ -66,7 +66,7 @@ def _compare(wanted: Study, options: StudyFlags) -> int:
     directory = options.out
     known = _known(directory, wanted)
     whole = wanted if known is None else known.extended(_with_known_steps(wanted, known), directory / FILE)
-    _note_what_learns_nothing(whole.narrowed(wanted))
+    _note_what_is_short(whole.narrowed(wanted))
     if options.dry_run:
         _show_plan(whole.narrowed(wanted), options, known)
         return 0
@@ -81,16 +81,12 @@ def _compare(wanted: Study, options: StudyFlags) -> int:
         return _run(whole.narrowed(wanted), directory, options, stop)
 
 
-def _note_what_learns_nothing(study: Study) -> None:
-    for arm in study.arms if study.seconds is None else []:
+def _note_what_is_short(study: Study) -> None:
+    for arm in study.arms if study.kind == "agents" and study.seconds is None else []:
         for group, settings in arm.settings.items():
-            if "learning_starts" in settings and settings["steps"] <= settings["learning_starts"]:
-                _say().print(
-                    f"note: of the {settings['steps']:,} steps of {group} {arm.name} the first "
-                    f"{settings['learning_starts']:,} are random: nothing is learned; lower --learning-starts or raise "
-                    "--steps",
-                    soft_wrap=True,
-                )
+            note = agents.settings_of(settings, study.seeds[0], None).note
+            if note is not None:
+                _say().print(f"note: {group} {arm.name}: {note}", soft_wrap=True)
 
 
 def _known(directory: Path, wanted: Study) -> Study | None:

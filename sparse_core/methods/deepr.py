@@ -50,6 +50,6 @@ PRESETS.add(
     "deepr",
     Preset(
         "weights of fixed sign that walk at every step, and go when they cross zero (Deep R, arXiv:1711.05136)",
-        drop="sign-crossing", grow="random", period=1, each_step=True, step_rule="deepr", birth="tiny",
+        drop="sign-crossing", grow="random", period=1, own_period=True, step_rule="deepr", birth="tiny",
     ),
 )  # fmt: skip

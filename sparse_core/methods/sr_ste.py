@@ -73,6 +73,6 @@ PRESETS.add(
     "sr-ste",
     Preset(
         "of every m weights multiply the n largest, train all, 2 of 4 if nothing else is said (arXiv:2102.04010)",
-        masking="sr-ste", begin=0.0, period=1, each_step=True, dense_by_nature="keeps and trains every weight",
+        masking="sr-ste", begin=0.0, period=1, own_period=True, dense_by_nature="keeps and trains every weight",
     ),
 )  # fmt: skip

@@ -81,7 +81,7 @@ PRESETS.add(
     "trainable-threshold",
     Preset(
         "multiply what is above each output's threshold, and train the thresholds (DST, arXiv:2005.06870)",
-        masking="trainable-threshold", begin=0.0, period=1, each_step=True,
+        masking="trainable-threshold", begin=0.0, period=1, own_period=True,
         dense_by_nature="begins with every weight, and keeps them all",
     ),
 )  # fmt: skip

@@ -83,6 +83,6 @@ for _name, _grow, _how in (
         _name,
         Preset(
             f"drop and grow by the importance of neurons{_how} (WAST: Sokar et al., NeurIPS 2022, arXiv:2211.14627)",
-            drop="neuron-importance", grow=_grow, drop_fraction=0.3, period=1, regrow="fresh",
+            drop="neuron-importance", grow=_grow, drop_fraction=0.3, period=1, own_period=True, regrow="fresh",
         ),
     )  # fmt: skip

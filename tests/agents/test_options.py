@@ -64,6 +64,13 @@ HIDDEN = "every hidden layer must be at least 1 wide"
         (dict(initial_topology="brf:r=2"), "option 'r' of initial topology 'brf' must be in [0, 1], got 2"),
         (dict(initial_topology="correlated"), "initial topology 'correlated' reads inputs, which are not known here"),
         (dict(topology="set:pruned_neurons=1.5"), "`pruned_neurons` must be a share in [0, 1), got 1.5"),
+        (dict(topology="rigl:grow_mix=3"), "`grow_mix` must be a share in [0, 1], got 3.0"),
+        (dict(topology="set:drop_temperature=-1"), "`drop_temperature` must be a number ≥ 0, got -1.0"),
+        (dict(topology="rigl:drop=nope"), "no drop rule called 'nope'"),
+        (dict(topology="rigl:birth=nope"), "no birth called 'nope'"),
+        (dict(topology="rigl:redistribute=nope"), "no redistribution called 'nope'"),
+        (dict(topology="rigl:period=0"), "`period` must be a whole number of at least 1, got 0"),
+        (dict(topology="rigl:warmup=-1"), "`warmup` must be a number of steps ≥ 0, got -1"),
         (dict(distribution="er:1"), "must give one positive factor for each of the 2 sparse layers"),
     ],
 )
@@ -152,6 +159,19 @@ def resolve(**given: Any) -> SparseOptions:
         backend="gemm",
     )  # fmt: skip
     return SparseOptions.resolve(**{**arguments, **given})
+
+
+def test_choices_given_with_the_name_are_the_users() -> None:
+    options = resolve(topology="rigl:period=7:capture_batches=8:stop=0.2", period=None, capture_batches=None)
+    assert (options.period, options.capture_batches, options.stop) == (7, 8, 0.2)
+    assert resolve(topology="rigl:period=7", period=9).period == 9  # an argument beats them
+
+
+@pytest.mark.parametrize("name", [*PRESETS])
+def test_a_period_that_makes_a_method_what_it_is_is_kept(name: str) -> None:
+    own = {"itop-set": 1500, "itop-rigl": 4000, **dict.fromkeys(("deepr", "sr-ste", "trainable-threshold"), 1)}
+    own.update(dict.fromkeys(("wast", "wast-random"), 1))
+    assert resolve(topology=name, period=None).period == own.get(name, 1000)
 
 
 @pytest.mark.parametrize("name", [*PRESETS])

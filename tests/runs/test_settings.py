@@ -40,6 +40,31 @@ def test_ds_td3_2022() -> None:
     assert expected.items() <= asdict(settings).items()
 
 
+def test_options_of_a_topology_beat_the_preset_and_flags_beat_both() -> None:
+    name = "rigl:drop_fraction=0.4:stop=0.2:distribution=uniform:period=20:capture_batches=3"
+    settings = resolve(preset="ds-td3-2022", topology=name)
+    shown = (settings.drop_fraction, settings.stop, settings.distribution, settings.period, settings.capture_batches)
+    assert shown == (0.4, 0.2, "uniform", 20, 3)
+    settings = resolve(preset="ds-td3-2022", topology=name, drop_fraction=0.1, period=30, distribution="erk")
+    assert (settings.drop_fraction, settings.period, settings.distribution) == (0.1, 30, "erk")
+    assert resolve(preset="rlx2", steps=3_000_000).period == 10_000
+    assert resolve(preset="rlx2", topology="rigl:period=5").period == 5
+
+
+@pytest.mark.parametrize(("topology", "period"), [("deepr", 1), ("sr-ste", 1), ("itop-rigl", 4000), ("set", 1000)])
+def test_a_method_keeps_the_period_that_makes_it_what_it_is(topology: str, period: int) -> None:
+    assert resolve(topology=topology, steps=50_000).period == period
+    assert resolve(topology=topology, period=3).period == 3
+
+
+def test_what_is_too_short_is_noted() -> None:
+    assert resolve(steps=100, learning_starts=100).note is not None
+    note = resolve(steps=1_000, learning_starts=100).note
+    assert note == "900 updates with a change every 1000: no connection moves; lower --period or raise --steps"
+    assert resolve(steps=1_000, learning_starts=100, topology="static").note is None
+    assert resolve(steps=1_100, learning_starts=100).note is None
+
+
 @pytest.mark.parametrize(
     ("env", "distribution"),
     [("Ant-v5", "er:40,64"), ("Humanoid-v5", "er:61,64"), ("Hopper-v4", "er:7,64"), ("module:Ant-v5", "er:40,64")],
