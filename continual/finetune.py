@@ -17,6 +17,7 @@ from continual.epochs import SparseEpochs
 from continual.heads import HEADS, Targets
 from continual.learner import Costs
 from continual.loading import InMemory
+from continual.plugins import check_plugins
 from continual.scoring import evaluating
 from continual.subspaces import task_seed
 from continual.tensors import classes_of
@@ -67,6 +68,8 @@ class SparseFinetune(SparseEpochs, InMemory, SupervisedTemplate):
                 f"topology {topology!r} comes down to its sparsity once, over one training; tasks that follow each "
                 "other have no such end: choose a method that keeps its number of connections, as 'set' or 'rigl'"
             )
+        if PRESETS[topology].changes:
+            check_plugins(plugins)
         super().__init__(
             model=model, optimizer=optimizer, criterion=criterion or nn.CrossEntropyLoss(), device=device,
             train_mb_size=train_mb_size, train_epochs=train_epochs, eval_mb_size=eval_mb_size, plugins=plugins,

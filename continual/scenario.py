@@ -94,6 +94,8 @@ def build(
     avalanche = CLScenario(made)
     for stream in made:
         stream.benchmark = avalanche  # Avalanche's strict checks ask for it and its own builders leave it out
+        for experience in stream:
+            experience.benchmark = avalanche  # some of its metrics ask for it
     shape = tuple(streams["train"][0].shape)
     return ContinualBenchmark(name, summary, avalanche, shape, classes, tuple(task_classes), scenario)
 

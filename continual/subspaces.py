@@ -30,6 +30,7 @@ from continual.networks import (
     movable_connections,
 )
 from continual.options import Sizes, SubspaceOptions, accepting
+from continual.plugins import check_plugins
 from continual.scoring import Scoring, evaluating
 from continual.tensors import classes_of, samples_of
 from sparse_core import DROP_RULES, GROW_RULES, SCHEDULES, Constraint, SparseLinear, Sparsifier, generators
@@ -61,7 +62,7 @@ class SubspaceStrategy(Scoring, SparseEpochs, InMemory, SupervisedTemplate):
         train_epochs: epochs of each task.
         eval_mb_size: samples in an evaluation batch.
         device: where to compute.
-        plugins: Avalanche plugins.
+        plugins: Avalanche plugins; a `ValueError` for those that want the same parameters in every task (EWC, …).
         evaluator: Avalanche's evaluation plugin.
         eval_every: as in Avalanche.
         seed: of every draw; None takes one from torch's global generator. Only the order of batches from data that do
@@ -92,6 +93,7 @@ class SubspaceStrategy(Scoring, SparseEpochs, InMemory, SupervisedTemplate):
     ) -> None:
         if not isinstance(model, SubspaceNetwork):
             raise TypeError(f"`model` must be a `SubspaceNetwork`, got {type(model).__name__}; make one of its layers")
+        check_plugins(plugins)
         chosen = {**self.defaults(options.get("isolation", "shared"), multi_head), **options}
         chosen.setdefault("sizes", Sizes.fitting([*model.shapes.values()], 2, 5))
         self.options = SubspaceOptions(**chosen)

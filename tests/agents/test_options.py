@@ -165,6 +165,7 @@ def test_choices_given_with_the_name_are_the_users() -> None:
     options = resolve(topology="rigl:period=7:capture_batches=8:stop=0.2", period=None, capture_batches=None)
     assert (options.period, options.capture_batches, options.stop) == (7, 8, 0.2)
     assert resolve(topology="rigl:period=7", period=9).period == 9  # an argument beats them
+    assert PRESETS["set:birth=0.1"].birth == 0.1  # a number, not a name
 
 
 @pytest.mark.parametrize("name", [*PRESETS])

@@ -8,9 +8,15 @@ import pytest
 import torch
 from avalanche.benchmarks import nc_benchmark
 from avalanche.core import SupervisedPlugin
-from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.evaluation.metrics import accuracy_metrics, confusion_matrix_metrics
 from avalanche.logging import TensorboardLogger
-from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.plugins import (
+    EvaluationPlugin,
+    EWCPlugin,
+    GDumbPlugin,
+    MASPlugin,
+    SynapticIntelligencePlugin,
+)
 from learned import IMAGE
 from synthetic import foreign
 
@@ -215,6 +221,22 @@ class Watch(SupervisedPlugin):
         assert strategy._current is None
         assert strategy.sparsifier is None
         assert strategy.ledger.tasks == len(strategy.tasks)
+
+
+@pytest.mark.parametrize("plugin", [EWCPlugin(1.0), MASPlugin(), SynapticIntelligencePlugin(0.1), GDumbPlugin(10)])
+def test_plugins_that_want_parameters_to_stay_are_refused(digits: ContinualBenchmark, plugin: Any) -> None:
+    for name in ("spacenet", "sparse-finetune"):
+        with pytest.raises(ValueError, match=rf"{type(plugin).__name__} wants the same parameters in every task"):
+            made(digits, name, plugins=(plugin,))
+
+
+def test_a_confusion_matrix(digits: ContinualBenchmark) -> None:
+    learner = made(digits, "spacenet", evaluator=quiet(confusion_matrix_metrics(stream=True, save_image=False)))
+    strategy = learn(learner, digits)
+    (matrix,) = strategy.eval(digits.avalanche.test_stream).values()
+    assert matrix.shape == (10, 10)
+    assert matrix.sum() == 355  # of the test images
+    assert matrix.diag().sum() > 355 / 5
 
 
 @pytest.mark.parametrize("name", SUBSPACES)
