@@ -44,7 +44,7 @@ def make(
     except (gymnasium.error.Error, ImportError) as error:
         raise ValueError(
             f"environment {id!r} cannot be made here: {error}; "
-            f"install what it needs or take another one, such as {', '.join(names())}"
+            f"install what it needs or take another one, such as {', '.join(_others(spec))}"
         ) from error
     try:
         _check_spaces(id, env.observation_space, env.action_space)
@@ -55,6 +55,11 @@ def make(
     except BaseException:
         env.close()
         raise
+
+
+def _others(spec: EnvSpec) -> list[str]:
+    """Environments that may be there where this one is not."""
+    return ["Pendulum-v1"] if str(spec.entry_point).startswith("gymnasium.envs.mujoco") else names()
 
 
 def _spec(id: str) -> EnvSpec:

@@ -22,9 +22,9 @@ def refuse_existing(directory: Path) -> None:
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is a file; choose another --out")
     if directory.is_dir() and any(not _LEFTOVER.fullmatch(path.name) for path in directory.iterdir()):
-        raise UserError(
-            f"{directory} is not empty; choose another --out, or continue a run with `sparse-agents resume {directory}`"
-        )
+        is_run = (directory / "config.json").exists()
+        instead = f", or continue the run there with `sparse-agents resume {directory}`" if is_run else ""
+        raise UserError(f"{directory} is not empty; choose another --out{instead}")
 
 
 def warn_of_changes(written: dict[str, Any], now: dict[str, str]) -> None:

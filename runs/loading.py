@@ -23,6 +23,10 @@ def read_config(directory: Path) -> tuple[Settings, dict[str, Any]]:
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory; give the directory of a run")
     written = read_json(directory / "config.json", "config of a run")
+    if written.get("format") == "sparse-agents-continual":
+        raise UserError(
+            f"{directory} is a run of continual learners, not of an agent; its result.json says what they reached"
+        )
     settings = Settings.from_config(written, str(directory / "config.json"))
     if "backends" not in written and settings.backend != AUTO:  # a run from before layers were settled one by one
         written = {**written, "backends": None}

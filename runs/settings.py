@@ -171,8 +171,9 @@ class Settings:
             raise ValueError(f"`norm` must be none or layer, got {self.norm!r}")
         if (self.topology_from is not None) != PRESETS[self.topology].given:
             raise ValueError(
-                f"`topology` {self.topology!r} and `topology_from` {self.topology_from!r} do not go together; "
-                "give --topology final-topology and, with --topology-from, the run whose last topology it takes"
+                f"topology {self.topology!r} takes the last topology of a run; name that with --topology-from RUN"
+                if self.topology_from is None
+                else f"--topology-from is for --topology final-topology, got topology {self.topology!r}; leave it out"
             )
         for name in (
             "learning_starts", "seed", "learning_rate", "weight_decay", "action_noise", "final_episodes",

@@ -64,6 +64,10 @@ def resume(options: Resume) -> int:
     directory = options.directory
     settings, written = read_config(directory)
     if (directory / "result.json").exists():
+        if options.step is not None:
+            raise UserError(
+                f"{directory} is finished: there is nothing to resume from step {options.step}; leave --step out"
+            )
         print(f"{directory} is finished: {settings.steps} steps; see `sparse-agents evaluate {directory}`")
         return 0
     check_device(settings.device)

@@ -113,7 +113,8 @@ def in_time_overparameterisation(explored: dict[str, Tensor], rewirings: Mapping
     Args:
         explored: by layer, flat positions that ever held a connection, ascending; takes in those of the change. A
             layer that is not in it begins with its connections before the change.
-        rewirings: the change, as `Sparsifier.step` returns it; the share is over its layers.
+        rewirings: the change, as `Sparsifier.step` returns it; the share is over its layers. Ask at steps with a
+            change: of none there is no share, and this is 0.
     """
     cells = 0
     for name, change in rewirings.items():

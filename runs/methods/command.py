@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -42,6 +43,9 @@ class Job(NamedTuple):
     def file(self) -> str:
         """Its file's name."""
         return f"{self.topology.replace(':', '-')}-{self.sparsity:g}-seed{self.seed}.json"
+
+
+_OURS = re.compile(r".+-seed\d+\.json|table\.(md|csv)|\..+\.tmp")  # files of a directory of runs
 
 
 def methods(options: Methods) -> int:
@@ -113,6 +117,11 @@ def _jobs(options: Methods) -> Iterator[Job]:
 
 def _finished(out: Path, jobs: list[Job], images: str, training: Training) -> dict[Job, dict[str, Any]]:
     found = {}
+    strange = sorted(path.name for path in out.iterdir() if not _OURS.fullmatch(path.name)) if out.is_dir() else []
+    if strange or (out.exists() and not out.is_dir()):
+        raise UserError(
+            f"{out} holds {strange[0] if strange else 'no directory'}, no runs of `methods`; choose another --out"
+        )
     for job in jobs:
         path = out / job.file
         if not path.exists():

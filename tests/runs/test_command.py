@@ -103,9 +103,12 @@ def test_no_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_directories_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter").touch()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
     before = sorted(tmp_path.rglob("*"))
     for out, message in [
-        (tmp_path / "full", "is not empty; choose another --out, or continue a run with `sparse-agents resume "),
+        (tmp_path / "full", "full is not empty; choose another --out\n"),  # nothing there could be resumed
+        (tmp_path / "run", f"or continue the run there with `sparse-agents resume {tmp_path / 'run'}`"),
         (tmp_path / "full" / "letter", "is a file; choose another --out"),
         (tmp_path / "full" / "letter" / "run", "Not a directory; choose another directory"),
         (Path("/proc/run"), "cannot write /proc/run: "),  # read-only, for root too

@@ -238,7 +238,7 @@ def test_images_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_a_directory_that_is_not_empty(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(*flags(finished)) == 2
-    assert f"continue a run with `sparse-agents resume {finished}`" in capsys.readouterr().err
+    assert f"continue the run there with `sparse-agents resume {finished}`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

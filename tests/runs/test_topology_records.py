@@ -236,9 +236,9 @@ def test_run_keeps_a_topology_of_its_own(finished: Path, tmp_path: Path, capsys:
     [
         (
             dict(topology="final-topology"),
-            "do not go together; give --topology final-topology and, with --topology-from",
+            "topology 'final-topology' takes the last topology of a run; name that with --topology-from RUN",
         ),
-        (dict(topology_from="somewhere"), "do not go together"),
+        (dict(topology_from="somewhere"), "--topology-from is for --topology final-topology, got topology"),
         (
             dict(topology="final-topology", topology_from="/nowhere"),
             "no result of the run whose last topology is to be taken",
