@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from inspect import signature
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, TrainFreq, TrainFrequencyUnit
 from torch import Tensor, nn
 
@@ -225,18 +227,28 @@ class SparseAgent(MovingTopologies):
 
     def set_parameters(self, load_path_or_dict: Any, *args: Any, **kwargs: Any) -> None:
         """As SB3's; moments of connections that moved, and for which no optimizer state came, start anew."""
-        if isinstance(load_path_or_dict, dict):
-            check_same_layers(self.policy, load_path_or_dict.get("policy", {}))
+        incoming = load_path_or_dict
+        if not isinstance(incoming, dict):
+            incoming = load_from_zip_file(load_path_or_dict, load_data=False)[1]
+        check_same_layers(self.policy, incoming.get("policy", {}))
         before = {name: layer.positions.clone() for name, layer in sparse_layers(self.policy).items()}
         try:
-            super().set_parameters(load_path_or_dict, *args, **kwargs)
+            super().set_parameters(incoming, *args, **kwargs)
         finally:  # SB3 finds out that something is missing when the rest is loaded
             for prefix, network in (("actor", self.actor), ("critic", self.critic)):
-                came = not isinstance(load_path_or_dict, dict) or f"{prefix}.optimizer" in load_path_or_dict
+                came = f"{prefix}.optimizer" in incoming
                 for name, layer in sparse_layers(network).items():
                     moved = not torch.equal(layer.positions, before[f"{prefix}.{name}"])
                     if moved and not came:
                         network.optimizer.state.pop(layer.values, None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy that learns on by itself: what is bound to this agent's memory is made anew there."""
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        for name, value in vars(self).items():
+            vars(twin)[name] = None if name in ("_update", "_acting") else deepcopy(value, memo)
+        return twin
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """SB3's own format; like every SB3 file, load it only from people you trust (it unpickles)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
-from types import MappingProxyType
 from typing import Any
 
 from sparse_core.drop import DROP_RULES
@@ -13,7 +12,6 @@ from sparse_core.maskings import MASKINGS
 from sparse_core.registry import Registry, bound, like, options_of, with_options
 from sparse_core.topology import Regrow
 
-NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 _NOT_CHOSEN = ("summary", "dense", "given", "options", "birth", "own_period", "dense_by_nature", "chosen")
 _OPTIONAL_NUMBERS = ("drop_temperature", "final_drop_temperature", "grow_temperature", "begin")
 
@@ -44,7 +42,7 @@ class Preset:
     """The dense baseline: a sparsity other than zero is an error."""
     given: bool = False
     """The topology is given, not drawn."""
-    options: Mapping[str, Any] = field(default_factory=lambda: NO_OPTIONS)
+    options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the drop, grow and prune rules by their names; see `options_of`."""
     drop_temperature: float | None = None
     """None drops the lowest scores; a number T keeps connections by odds of scoreᵀ (soft removal)."""
@@ -183,7 +181,7 @@ class Preset:
             else:
                 names = ", ".join(sorted({*known, *defaults, "birth"}))
                 raise ValueError(f"topology {name!r} has no option {option!r}; known: {names}")
-        return replace(self, **chosen, options=MappingProxyType(options), chosen=frozenset(chosen))
+        return replace(self, **chosen, options=options, chosen=frozenset(chosen))
 
 
 def _number_or_name(text: str) -> float | str:

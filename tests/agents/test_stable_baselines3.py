@@ -30,7 +30,7 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from agents import SparseTD3
+from agents import SparseSAC, SparseTD3
 from sparse_core import PRESETS, sparse_layers
 from sparse_core.meters import sparsity
 
@@ -174,6 +174,25 @@ def test_file_of_sb3s_td3_is_named() -> None:
     file.seek(0)
     with pytest.raises(ValueError, match="`policy` must be 'MlpPolicy' or a subclass of SparseTD3Policy"):
         SparseTD3.load(file)
+
+
+@pytest.mark.parametrize("made", [agent, lambda: SparseSAC("MlpPolicy", reach(), sparsity=0.5, learning_starts=10)])
+def test_a_deep_copy_learns_on_by_itself(made: Any) -> None:
+    model = made().learn(60)
+    twin = copy.deepcopy(model)
+    assert np.array_equal(actions(twin), actions(model))
+    before = copy.deepcopy(model.get_parameters())
+    twin.learn(30, reset_num_timesteps=False)
+    assert same(model.get_parameters(), before)
+    assert not same(twin.get_parameters(), before)
+    model.learn(30, reset_num_timesteps=False)
+    assert not same(model.get_parameters(), before)
+
+
+def test_a_file_of_other_layers_is_one_clear_line(tmp_path: Path) -> None:
+    agent(topology="dense", sparsity=None).save(tmp_path / "dense.zip")
+    with pytest.raises(ValueError, match="these layers are sparse in one agent and dense in the other: actor"):
+        agent(sparsity=0.5).set_parameters(tmp_path / "dense.zip")
 
 
 # --- parameters ----------------------------------------------------------------------------------------
