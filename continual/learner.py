@@ -18,7 +18,9 @@ class NoChoice(ValueError):
 
     def __init__(self, names: Sequence[str], why: str = "") -> None:
         what = ", ".join(map(repr, names))
-        super().__init__(f"this strategy has no choice of {what}{f': {why}' if why else ''}; leave it out")
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in names)
+        because = f": {why}" if why else ""
+        super().__init__(f"this strategy has no choice of {what}{because}; leave it out ({flags})")
         self.names = tuple(names)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from runs.continual.settings import LATER as LATER_OF_LEARNERS
 from runs.directories import stop_signals
@@ -17,15 +16,15 @@ from runs.failure import UserError
 from runs.files import writing
 from runs.lock import RunLock
 from runs.machine import command as this_command
-from runs.machine import commit, machine, usable_cores, versions
+from runs.machine import commit, machine, versions
 from runs.seeds import parse_seeds
 from runs.settings import LATER as LATER_OF_AGENTS
 from runs.studies import agents, learners
+from runs.studies.dry_run import show_plan
 from runs.studies.options import Compare, CompareContinual, StudyFlags
-from runs.studies.plan import FILE, Arm, Cell, Study, check_names, folder_name, read_study
+from runs.studies.plan import FILE, Arm, Study, check_names, folder_name, read_study
 from runs.studies.running import Runner, failures, outcome_counts
-from runs.studies.speed import Speed, measure
-from runs.studies.states import state_of
+from runs.studies.speed import measure
 from runs.studies.view import View
 from runs.studies.workers import workers
 from runs.values import check_threads
@@ -68,7 +67,7 @@ def _compare(wanted: Study, options: StudyFlags) -> int:
     whole = wanted if known is None else known.extended(_with_known_steps(wanted, known), directory / FILE)
     _note_what_is_short(whole.narrowed(wanted))
     if options.dry_run:
-        _show_plan(whole.narrowed(wanted), options, known)
+        show_plan(whole.narrowed(wanted), options, known)
         return 0
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
@@ -143,8 +142,7 @@ def _settled(study: Study, stop: list[int]) -> Study:
 
 def _run(study: Study, directory: Path, options: StudyFlags, stop: list[int]) -> int:
     cells = list(study.cells())
-    count = _processes(options)
-    with workers(min(count, len(cells)), options.scheduler) as made, View(directory, cells) as view:
+    with workers(min(options.processes, len(cells)), options.scheduler) as made, View(directory, cells) as view:
         Runner(study, directory, made, view).finish(cells, options.retry_failed, stop)
     counts = outcome_counts(directory, cells)
     _say().print(
@@ -161,60 +159,6 @@ def _run(study: Study, directory: Path, options: StudyFlags, stop: list[int]) ->
     return 0
 
 
-def _processes(options: StudyFlags) -> int:
-    return options.workers or max(1, usable_cores() // options.threads_per_worker)
-
-
 def _say_how_to_go_on(directory: Path) -> int:
     print(f"stopped; the same command continues the study in {directory}", file=sys.stderr)
     return 130
-
-
-def _show_plan(study: Study, options: StudyFlags, known: Study | None) -> None:
-    """Print the grid with what it will take: what is finished in the directory is not done again."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    agents_here = study.kind == "agents"
-    columns = ["group", "arm"]
-    columns += (
-        ["steps", "hidden", "sparsity", "s a run", "MB kept", "MB while it runs"] if agents_here else ["strategy"]
-    )
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("group", "arm", "strategy") else "right")
-    settled = {(arm.name, group) for arm in known.arms for group in arm.settings} if known else set()
-    total, kept, passing = 0.0, 0, 0
-    for group in study.groups:
-        for arm in study.arms:
-            settings = arm.settings[group]
-            if not agents_here:
-                table.add_row(group, arm.name, arm.method)
-                continue
-            speed = measure(arm, group, study.seeds[0])
-            if study.seconds is not None and (arm.name, group) not in settled:
-                settings = {**settings, "steps": speed.steps_in(study.seconds, settings)}
-            seconds = speed.seconds(settings)
-            left = sum(state_of(options.out, Cell(group, arm, seed)) != "finished" for seed in study.seeds)
-            total, kept = total + seconds * left, kept + speed.kept_bytes * left
-            passing = max(passing, speed.replay_bytes if left else 0)
-            table.add_row(group, arm.name, *_row(settings, seconds, speed))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 140
-    console.print(table)
-    cells = list(study.cells())
-    finished = outcome_counts(options.out, cells)["finished"]
-    print(
-        f"{len(cells)} runs: {len(study.groups)} × {len(study.arms)} arms × {len(study.seeds)} seeds"
-        + (f", {finished} of them finished" if finished else "")
-    )
-    if agents_here:
-        count = _processes(options)
-        print(
-            f"about {total / 3600 / count:.1f} hours with {count} workers (measured one at a time: busy cores are "
-            f"slower), {(kept + count * passing) / 1e6:,.0f} MB of disk"
-        )
-
-
-def _row(settings: dict[str, Any], seconds: float, speed: Speed) -> list[str]:
-    hidden = "-".join(map(str, settings["hidden"]))
-    sizes = [f"{size / 1e6:.1f}" for size in (speed.kept_bytes, speed.replay_bytes)]
-    return [f"{settings['steps']:,}", hidden, f"{settings['sparsity']:g}", f"{seconds:,.0f}", *sizes]

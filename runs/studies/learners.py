@@ -49,7 +49,7 @@ def arms(options: CompareContinual) -> list[Arm]:
 def _with_own_choices(arms: list[Arm], groups: list[str]) -> list[Arm]:
     """Arms without the shared flags that their strategies have no choice of, which is said."""
     for group in groups:
-        first = _for_seed(arms[0].settings[group], 0)
+        first = for_seed(arms[0].settings[group], 0)
         with getting_ready(first):
             from continual.benchmarks import make_benchmark
             from continual.learner import NoChoice
@@ -60,16 +60,16 @@ def _with_own_choices(arms: list[Arm], groups: list[str]) -> list[Arm]:
             )
         for arm in arms:
             try:
-                build_learner(_for_seed(arm.settings[group], 0), benchmark, 0)
+                build_learner(for_seed(arm.settings[group], 0), benchmark, 0)
             except NoChoice as refusal:
                 print(f"{arm.name} has no choice of {', '.join(refusal.names)}: left out for it", file=sys.stderr)
-                defaults = asdict(_for_seed(_settings(replace(_ArmFlags(), strategy=arm.method), group, 1), 0))
+                defaults = asdict(for_seed(_settings(replace(_ArmFlags(), strategy=arm.method), group, 1), 0))
                 arm.settings[group].update({name: defaults[name] for name in refusal.names})
-                build_learner(_for_seed(arm.settings[group], 0), benchmark, 0)
+                build_learner(for_seed(arm.settings[group], 0), benchmark, 0)
     return arms
 
 
-def _for_seed(settings: Mapping[str, Any], seed: int) -> Settings:
+def for_seed(settings: Mapping[str, Any], seed: int) -> Settings:
     """The settings of one run."""
     config = {"format": FORMAT, "version": VERSION, "settings": {**settings, "seeds": [seed]}}
     return Settings.from_config(config, "the plan of the study")
@@ -86,4 +86,4 @@ def run(directory: Path, settings: Mapping[str, Any], seed: int) -> int:
     """Begin or continue one run of one seed; the exit code of `continual`."""
     if (directory / "config.json").exists():
         return resume_continual(Resume(directory), read_json(directory / "config.json", "config of a run"))
-    return begin(_for_seed(settings, seed), directory)
+    return begin(for_seed(settings, seed), directory)

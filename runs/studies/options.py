@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from runs.flags import AgentFlags, LearnerFlags, left_out
+from runs.machine import usable_cores
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class StudyFlags:
     """Try runs again that have failed; otherwise they are only listed."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show the grid, and estimate hours and disk from a few seconds of each arm; write nothing."""
+
+    @property
+    def processes(self) -> int:
+        """Workers on this machine."""
+        return self.workers or max(1, usable_cores() // self.threads_per_worker)
 
 
 @dataclass(frozen=True)

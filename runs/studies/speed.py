@@ -1,4 +1,4 @@
-"""How fast an arm trains and how much disk it takes, from a few seconds of the real thing."""
+"""How fast an arm of agents trains and how much disk it takes, from a few seconds of the real thing."""
 
 from __future__ import annotations
 

@@ -171,12 +171,26 @@ def test_dry_run_shows_the_grid_and_writes_nothing(tmp_path: Path, capsys: pytes
     assert compare(tmp_path / "study", "--dry-run", topologies="dense,static") == 0
     said = capsys.readouterr().out
     assert "4 runs: 1 × 2 arms × 2 seeds" in said
-    assert "hours with 2 workers" in said
+    assert "about 1 minute with 2 workers" in said
     assert "MB of disk" in said
     assert [line.split()[:2] for line in said.splitlines()[1:3]] == [
         ["Hopper-v5", "dense"], ["Hopper-v5", "static-0.6"],
     ]  # fmt: skip
     assert not [*tmp_path.iterdir()]
+
+
+def test_dry_run_of_learners_tells_time_and_disk_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "study"
+    given = ["--strategies", "spacenet,ncm", "--benchmark", "split-digits", "--seeds", "3", "--hidden", "40,40"]
+    assert main("compare", *given, "--workers", "2", "--dry-run", "--out", out) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[:5] for line in lines[1:3]] == [
+        ["split-digits", "spacenet", "spacenet", "5", "20"], ["split-digits", "ncm", "ncm", "5", "1"],
+    ]  # fmt: skip
+    assert all(float(line[6]) > 0.5 for line in lines[1:3])
+    assert " ".join(lines[-1]).startswith("about 1 minute with 2 workers")
+    assert lines[-1][-4:] == ["4", "MB", "of", "disk"]
+    assert not out.exists()
 
 
 # Kills. Twelve runs of real gradient steps, two workers.

@@ -15,7 +15,7 @@ from runs.flags import AgentFlags
 from runs.options import Compare
 from runs.seeds import parse_seeds
 from runs.small_dense import agent_weights, small_hidden
-from runs.studies import command
+from runs.studies import speed
 from runs.studies.agents import arms, settle
 from runs.studies.jobs import job
 from runs.studies.plan import Arm, Cell, Study, read_study
@@ -293,7 +293,7 @@ def test_a_recorded_study_goes_on_by_its_own_command(
     """Also one that was begun before some of today's settings were there."""
     shutil.copytree(RECORDS / record, tmp_path / "study")
     plan = read_study(tmp_path / "study")
-    monkeypatch.setattr(command, "measure", lambda *_: Speed(0.001, 0.001, 0.1, 1, 1))
+    monkeypatch.setattr(speed, "measure", lambda *_: Speed(0.001, 0.001, 0.1, 1, 1))
     words = plan.commands[-1][1:]
     words[words.index("--out") + 1] = str(tmp_path / "study")
     assert main(*words, "--dry-run") == 0
