@@ -6,6 +6,8 @@ import csv
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -399,6 +401,27 @@ def test_runs_of_an_earlier_version_have_nothing_to_show() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.parametrize("record", sorted(path.parent.name for path in (ROOT / "runs/records").glob("*/study.json")))
+def test_a_record_makes_its_page_again(record: str, tmp_path: Path) -> None:
+    """With the command at the end of the page; numbers of another machine's libraries may end otherwise."""
+    kept, copy = ROOT / "runs/records" / record, tmp_path / record
+    shutil.copytree(kept, copy, ignore=shutil.ignore_patterns("report*"))
+    (command,) = re.findall(r"sparse-agents report STUDY[^<\n]*", read_page(kept).text)
+    assert main("report", copy, *shlex.split(command)[3:]) == 0
+    for path in sorted((kept / "report").glob("*.csv")):
+        one, other = (list(map(_cells, rows(directory, path.name))) for directory in (kept, copy))
+        assert [texts for texts, _ in one] == [texts for texts, _ in other], path.name
+        for (_, numbers), (_, again) in zip(one, other, strict=True):
+            assert again == pytest.approx(numbers, rel=1e-6, abs=1e-9), path.name
+
+
+def _cells(row: dict[str, str]) -> tuple[list[str], list[float]]:
+    """Texts and numbers of a row."""
+    numbers = {name: float(value) for name, value in row.items() if re.fullmatch(r"-?[\d.]+(e-?\d+)?", value)}
+    return [value for name, value in row.items() if name not in numbers], [*numbers.values()]
+
+
 def test_records_of_an_earlier_version_are_reported(tmp_path: Path) -> None:
     record = tmp_path / "record"
     shutil.copytree(RECORD, record, ignore=shutil.ignore_patterns("report*"))
