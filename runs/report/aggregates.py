@@ -28,7 +28,12 @@ def aggregates(
         for row, arm in zip(rows, evidence.arms, strict=True):
             mine, generator = tasks.get(arm.name), generator_for("iqm", endpoint.name, arm.name)
             found = iqm(mine, generator, resamples) if mine else None
-            row.append("–" if found is None else _ratio(found))
+            some = (
+                f" ({len(mine)} of {len(evidence.groups)} environments)"
+                if mine and len(mine) < len(evidence.groups)
+                else ""
+            )
+            row.append("–" if found is None else _ratio(found) + some)
             if found is not None and mine:
                 numbers.append([
                     arm.name, endpoint.name, found.value, found.low, found.high, found.runs, len(mine), found.kind,

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from runs.failure import UserError
+from runs.files import read_json
 from runs.studies.jobs import drop_replay, job
 from runs.studies.plan import Cell, Study
 from runs.studies.states import attempts, error_of, failure_file, state_of, write_failure
@@ -132,9 +133,21 @@ def outcome_counts(directory: Path, cells: list[Cell]) -> dict[str, int]:
 
 
 def failures(directory: Path, cells: list[Cell]) -> list[tuple[Cell, str, int]]:
-    """The runs that have failed, why, and how often."""
-    return [
-        (cell, error_of(directory, cell), attempts(directory, cell))
-        for cell in cells
-        if state_of(directory, cell) == "failed"
-    ]
+    """The runs that have failed, or whose result cannot be read, why, and how often."""
+    found = []
+    for cell in cells:
+        state = state_of(directory, cell)
+        if state == "failed":
+            found.append((cell, error_of(directory, cell), attempts(directory, cell)))
+        elif state == "finished" and (damage := _damage(directory / cell.path)) is not None:
+            found.append((cell, damage, 1))
+    return found
+
+
+def _damage(run: Path) -> str | None:
+    """What is wrong with the result of a finished run, if it is no JSON object at all."""
+    try:
+        read_json(run / "result.json", "result")
+    except UserError:
+        return f"its result.json is damaged: put back a copy, or remove {run} to have it done again"
+    return None

@@ -114,6 +114,16 @@ def test_a_finished_run_with_a_damaged_checkpoint_stops_nobody(
     assert "8 finished of 8 runs" in capfd.readouterr().err
 
 
+def test_a_damaged_result_is_no_finished_run(study: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "study"
+    shutil.copytree(study, copy)
+    (copy / RUN / "result.json").write_text("{")
+    assert compare(copy, "--small-dense", topologies="dense,set,final-topology", final_episodes=2) == 2
+    assert f"Hopper-v5 set-0.6 seed 1: its result.json is damaged: put back a copy, or remove {copy / RUN}" in (
+        capfd.readouterr().err
+    )
+
+
 @pytest.mark.slow
 def test_a_run_that_somebody_else_stops_goes_on_and_its_topology_is_waited_for(
     undisturbed: Path, tmp_path: Path, processes: list[subprocess.Popen[str]]
