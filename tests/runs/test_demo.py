@@ -22,6 +22,16 @@ def test_a_short_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert (tmp_path / "results" / "demo-2" / "report.html").is_file()
 
 
+def test_one_that_was_interrupted_goes_on(tmp_path: Path) -> None:
+    wanted = tmp_path / "demo"
+    assert runs.demo._free(wanted) == wanted
+    wanted.mkdir()
+    (wanted / "study.json").write_text("{}")
+    assert runs.demo._free(wanted) == wanted
+    (wanted / "report.html").write_text("")
+    assert runs.demo._free(wanted) == tmp_path / "demo-2"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
