@@ -17,7 +17,7 @@ def test_td3_is_as_its_authors_ran_it() -> None:
 def test_ds_td3_is_as_its_authors_ran_it() -> None:
     preset = AGENT_PRESETS["ds-td3-2022"]
     assert (preset.hidden, preset.learning_rate, preset.batch_size) == ((256, 256), 1e-3, 100)
-    assert (preset.weight_decay, preset.drop_fraction, preset.period) == (2e-4, 0.05, 1_000)
+    assert (preset.weight_decay, preset.drop_fraction, preset.period_share) == (2e-4, 0.05, None)
     assert (preset.schedule, preset.sparsity, preset.learning_starts) == (None, 0.5, 25_000)
     updates = 1_000_000 - preset.learning_starts
     assert int(preset.stop * updates) == 925_000

@@ -188,7 +188,7 @@ def test_presets() -> None:
     assert (plain.learning_starts, plain.tau, plain.gamma, plain.ent_coef) == (100, 0.005, 0.99, None)
     assert (sparse.learning_rate, sparse.batch_size, sparse.weight_decay) == (3e-4, 256, 0)
     assert (sparse.tau, sparse.target_update_interval, sparse.ent_coef) == (1, 1_000, 0.2)
-    assert (sparse.drop_fraction, sparse.period, sparse.sparsity) == (0.1, 1_000, 0.5)
+    assert (sparse.drop_fraction, sparse.period_share, sparse.sparsity) == (0.1, None, 0.5)
     wanted = {"HalfCheetah-v5": "er:12,80", "Walker2d-v5": "er:12,80", "Hopper-v5": "er:7,20", "Ant-v5": "er:30,64"}
     assert {env: sparse.distribution_for(env) for env in wanted} == wanted
     assert sparse.distribution_for("Humanoid-v5") == "er:61,64"

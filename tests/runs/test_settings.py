@@ -47,6 +47,7 @@ def test_options_of_a_topology_beat_the_preset_and_flags_beat_both() -> None:
     assert shown == (0.4, 0.2, "uniform", 20, 3)
     settings = resolve(preset="ds-td3-2022", topology=name, drop_fraction=0.1, period=30, distribution="erk")
     assert (settings.drop_fraction, settings.period, settings.distribution) == (0.1, 30, "erk")
+    assert (resolve(preset="ds-td3-2022").period, resolve(algo="sac", preset="ds-sac").period) == (1_000, 1_000)
     assert resolve(preset="rlx2", steps=3_000_000).period == 10_000
     assert resolve(preset="rlx2", topology="rigl:period=5").period == 5
 
