@@ -11,7 +11,7 @@ def parse_seeds(text: str) -> list[int]:
     numbers = [int(part) for part in parts]
     if "," in text:
         if len(set(numbers)) < len(numbers) or max(numbers) >= _BELOW:
-            raise ValueError(f"`seeds` must be different numbers below {_BELOW}, got {text!r}; name each once")
+            raise ValueError(f"`seeds` must be different whole numbers below {_BELOW}, got {text!r}; name each once")
         return numbers
     if not 1 <= numbers[0] <= 10_000:
         raise ValueError(f"`seeds` must be from 1 to 10000 runs, or seeds such as 3,7 or 3, — got {text!r}")

@@ -150,8 +150,8 @@ def test_backends_are_settled_for_arms_that_wait_for_their_topology() -> None:
         (["--topologies", "static,set:rigl"], "takes its topology from nobody; leave 'rigl' out"),
         (["--sparsities", "0.9,x"], "`sparsities` must be a comma list of different numbers in [0, 1), got '0.9,x'"),
         (["--sparsities", "1.5"], "sparsity"),
-        (["--seeds", "3,3"], "`seeds` must be different numbers below 4294966296, got '3,3'; name each once"),
-        (["--seeds", "4294966296,"], "`seeds` must be different numbers below"),
+        (["--seeds", "3,3"], "`seeds` must be different whole numbers below 4294966296, got '3,3'; name each once"),
+        (["--seeds", "4294966296,"], "`seeds` must be different whole numbers below"),
         (
             ["--small-dense", "--input-sparsity", "0.5"],
             "`small_dense` is as large as a network of one of the `sparsities`",
