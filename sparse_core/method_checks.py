@@ -46,7 +46,7 @@ def check_choices(method: Preset) -> None:
     for number, what, is_right in (
         ("drop_fraction", "in [0, 1]", 0 <= method.drop_fraction <= 1),
         ("stop", "a share of the training steps in [0, 1]", 0 <= method.stop <= 1),
-        ("period", "a whole number of at least 1", method.period >= 1),
+        ("period", "at least 1 step between two topology changes", method.period >= 1),
         ("warmup", "a number of steps ≥ 0", method.warmup >= 0),
         ("drop_mix", "a share in [0, 1]", 0 <= method.drop_mix <= 1),
         ("grow_mix", "a share in [0, 1]", 0 <= method.grow_mix <= 1),

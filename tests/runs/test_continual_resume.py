@@ -333,4 +333,6 @@ def test_one_writer(unfinished: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_it_is_not_an_agent(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = fails(capsys, "evaluate", finished, "--episodes", "1")
-    assert line.endswith("config.json is not the config of a sparse-agents run; give the directory of one")
+    assert line.endswith(
+        f"{finished} is a run of continual learners, not of an agent; its result.json says what they reached"
+    )
