@@ -87,7 +87,8 @@ class SparseOptions:
         options = cls(
             topology, actor, critic, distribution, dense, init or preset.init,
             preset.drop_fraction if drop_fraction is None else drop_fraction,
-            _period(preset) if period is None else period, schedule or preset.schedule,
+            period if period is not None else preset.period if preset.keeps_period else 1_000,
+            schedule or preset.schedule,
             preset.stop if stop is None else stop,
             preset.capture_batches if capture_batches is None else capture_batches, total_updates,
             dict(backend) if isinstance(backend, Mapping) else backend, topologies, norm, input_sparsity,
@@ -150,11 +151,6 @@ class SparseOptions:
             capture_batches=self.capture_batches, total_steps=total_updates, seed=seed, sparsity=sparsity,
             distribution=repeated(self.distribution, networks),
         )  # fmt: skip
-
-
-def _period(preset: Preset) -> int:
-    """The method's own where that was asked for or makes it what it is; a thousand updates for all others."""
-    return preset.period if preset.own_period or "period" in preset.chosen else 1_000
 
 
 def _share(sparsity: float | None) -> float | None:

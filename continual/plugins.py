@@ -7,7 +7,7 @@ from typing import Any
 
 from avalanche.training.plugins import EWCPlugin, GDumbPlugin, MASPlugin, SynapticIntelligencePlugin
 
-# Their own sparse relatives and dense originals are strategies here.
+# What does the same on a dense network, among the strategies here.
 _INSTEAD = {
     EWCPlugin: "'ewc'", MASPlugin: "'mas'", SynapticIntelligencePlugin: "'si'", GDumbPlugin: "'gdumb'",
 }  # fmt: skip

@@ -240,8 +240,7 @@ def preset_of(options: Train) -> AgentPreset:
 
 def _period(options: Train, preset: AgentPreset, method: Preset) -> int | None:
     """As given, else the preset's share of the steps; None leaves it to the topology."""
-    own = method.own_period or "period" in method.chosen
-    if options.period is not None or preset.period_share is None or own:
+    if options.period is not None or preset.period_share is None or method.keeps_period:
         return options.period
     return preset.scaled(preset.period_share, options.steps)
 

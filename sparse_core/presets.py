@@ -90,6 +90,11 @@ class Preset:
     """Choices that were given with the name, which are the user's."""
 
     @property
+    def keeps_period(self) -> bool:
+        """Whether its `period` stands against the user's usual one: it makes the method, or came with the name."""
+        return self.own_period or "period" in self.chosen
+
+    @property
     def searches(self) -> bool:
         """Whether connections ever come to new places."""
         return self.grow is not None and not GROW_RULES[self.grow].in_place
