@@ -16,7 +16,8 @@ from rich.text import Text
 from runs.files import write_atomically, writing
 from runs.report import page
 from runs.report.contrasts import Contrast, contrasts, not_compared, pairs, sentence, too_few_for_permutation
-from runs.report.endpoints import Endpoint, endpoints, normalised, overall
+from runs.report.curves import not_timed
+from runs.report.endpoints import Endpoint, endpoints, normalised, overall, small_bases
 from runs.report.learners import learner_sections
 from runs.report.loading import Evidence, load
 from runs.report.options import Report
@@ -26,6 +27,7 @@ from runs.report.sections import agent_sections
 from runs.report.tables import contrast_headings, contrast_rows, contrasts_csv, cost_sentence
 
 _SHOWN = 3  # problems at the top of the page; all are in their section
+_OF_RUNS_THERE = ("unequal", "not of this study", "not compared", "small divisor", "not timed")
 _COVERS = "50 % (2 runs), 75 % (3), 87 % (4), 92 % (5) and 94 % (10)"  # 2,000 normal samples each
 _SMALL = 10  # runs of an arm below which a number of seeds is said to be small
 
@@ -62,7 +64,8 @@ def make_report(options: Report) -> Findings:
     asked = endpoints(evidence)
     asked_for = pairs(evidence, options.contrast)
     found = contrasts(evidence, asked_for, asked[0], options.margin, options.resamples)
-    evidence = replace(evidence, problems=[*evidence.problems, *not_compared(evidence, asked_for, asked[0])])
+    more = [*not_compared(evidence, asked_for, asked[0]), *small_bases(evidence, asked[0]), *not_timed(evidence)]
+    evidence = replace(evidence, problems=[*evidence.problems, *more])
     files = Files()
     body = [part for part in _body(evidence, asked, found, files, options) if part]
     files.contents["contrasts.csv"] = contrasts_csv(evidence, found, asked[0])
@@ -70,13 +73,19 @@ def make_report(options: Report) -> Findings:
     folder = options.directory / "report"
     with writing(folder):
         folder.mkdir(exist_ok=True)
+        ours = {_kind(name) for name in files.contents}
         for old in [*folder.glob("*.png"), *folder.glob("*.csv")]:
-            if old.name not in files.contents:
-                old.unlink()  # of an arm or a group that is no longer there
+            if old.name not in files.contents and _kind(old.name) in ours:
+                old.unlink()  # of a group that is no longer there
     for name, content in sorted(files.contents.items()):
         write_atomically(folder / name, content)
     write_atomically(path, page.page(_title(evidence), body).encode())
     return Findings(evidence, asked[0], found, path)
+
+
+def _kind(name: str) -> str:
+    """What a file of a report shows, whatever it shows it of: `curves` of `curves-Hopper-v5.png`."""
+    return Path(name).stem.split("-")[0]
 
 
 def say(findings: Findings) -> None:
@@ -156,9 +165,7 @@ def _finished(evidence: Evidence) -> str:
 
 def _what_is_wrong(evidence: Evidence) -> str:
     """The lines on runs that are not there, as far as they fit one paragraph."""
-    lines = [
-        line for line in evidence.problems if not line.startswith(("unequal", "not of this study", "not compared"))
-    ]
+    lines = [line for line in evidence.problems if not line.startswith(_OF_RUNS_THERE)]
     if not lines:
         return "Not all is as planned."
     rest = len(lines) - _SHOWN

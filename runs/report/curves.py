@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from runs.report.drawing import Palette, few_ticks, figure, plain, short_numbers
+from runs.report.drawing import Palette, few_ticks, figure, name_arms, name_lines, plain, short_numbers
 from runs.report.endpoints import Endpoint
 from runs.report.loading import Evidence, Run
 from runs.report.statistics import Array, bootstrap, generator_for, mean, mean_curve, profile, profile_band
@@ -53,6 +53,18 @@ def seconds_of(runs: Sequence[Run], clock: str) -> tuple[Array, Array] | None:
     return grid, np.array([[np.interp(grid, seconds, returns)] for seconds, returns in courses])
 
 
+def not_timed(evidence: Evidence) -> list[str]:
+    """A line for each group where a clock timed some arms and not others, which then have no curve over its seconds."""
+    lines = []
+    for group in evidence.groups if evidence.study.kind == "agents" else []:
+        arms = [arm for arm in evidence.arms if evidence.of(group, arm.name)]
+        for clock, (field, _) in CLOCKS.items():
+            without = [arm.name for arm in arms if seconds_of(evidence.of(group, arm.name), clock) is None]
+            if without and len(without) < len(arms):
+                lines.append(f"not timed on {group}: {', '.join(without)} without `{field}`, left out of its curves")
+    return lines
+
+
 def draw_curves(evidence: Evidence, group: str, palette: Palette, resamples: int) -> Figure:
     """All means together, then each arm by itself: its runs, mean and interval."""
     arms = [arm for arm in evidence.arms if evidence.of(group, arm.name)]
@@ -71,7 +83,7 @@ def draw_curves(evidence: Evidence, group: str, palette: Palette, resamples: int
         )
     plain(together, xlabel="environment steps", ylabel="return", title="mean of each arm")
     short_numbers(together.xaxis)
-    together.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    name_lines(together, 4.2)
     for arm, axes in zip(arms, panels.flat, strict=False):
         for other in arms:
             axes.plot(courses[other.name][0], mean_curve(courses[other.name][1]), color="#cccccc", linewidth=0.7)
@@ -106,7 +118,7 @@ def draw_seconds(evidence: Evidence, group: str, palette: Palette) -> Figure | N
             )
         plain(axes, xlabel=CLOCKS[clock][1])
     panels[0].set_ylabel("return")
-    panels[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    name_lines(panels[-1], 4.2)
     return made
 
 
@@ -173,7 +185,7 @@ def draw_profile(found: Profiles, arms: Sequence[Arm], palette: Palette, label: 
         style: dict[str, Any] = {"color": palette.colour(arm), "where": "post"}
         together.step(found.thresholds, found.shares[arm.name], linestyle=palette.line(arm), label=arm.name, **style)
     plain(together, xlabel=label, ylabel="share of runs above it")
-    together.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    name_lines(together, 3.8)
     for arm, axes in zip(there, panels.flat, strict=False):
         for other in there:
             axes.step(found.thresholds, found.shares[other.name], color="#cccccc", linewidth=0.7, where="post")
@@ -239,6 +251,5 @@ def draw_costs(evidence: Evidence, group: str, palette: Palette, endpoint: Endpo
         axes.margins(x=0.12)
     for axes in panels[:, 0]:
         axes.set_ylabel("mean return over training")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    made.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
+    name_arms(made, *panels[0, 0].get_legend_handles_labels())
     return made

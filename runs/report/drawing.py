@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from PIL import Image
 
 from runs.studies.plan import Arm
 
@@ -55,10 +58,12 @@ def figure(width: float, height: float) -> Figure:
 
 
 def png(made: Figure) -> bytes:
-    """A figure as a PNG that is the same whenever it is made."""
+    """A figure as a PNG, the same whenever it is made, in 256 colours: a third of the bytes for the same look."""
+    canvas: Any = FigureCanvasAgg(made)
+    canvas.draw()
     file = io.BytesIO()
-    draw: Any = FigureCanvasAgg(made).print_png  # `savefig` would lay it out twice
-    draw(file, metadata={"Software": None})
+    pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    pixels.quantize(256).save(file, "PNG", optimize=True)
     return file.getvalue()
 
 
@@ -68,6 +73,24 @@ def plain(axes: Axes, *, xlabel: str = "", ylabel: str = "", title: str = "") ->
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.set_title(title, fontsize=10)
+
+
+def name_lines(axes: Axes, inches: float) -> None:
+    """The names of its lines to the right of an axes, in as many columns as fit into its height."""
+    handles, labels = axes.get_legend_handles_labels()
+    place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+    axes.legend(handles, labels, ncols=_columns(labels, inches), frameon=False, fontsize=8, **place)
+
+
+def name_arms(made: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """The names of arms to the right of all panels, in as many columns as fit into the figure's height."""
+    place: dict[str, Any] = {"loc": "outside right center", "ncols": _columns(labels, made.get_figheight())}
+    made.legend(handles, labels, frameon=False, fontsize=8, **place)
+
+
+def _columns(labels: Sequence[str], inches: float) -> int:
+    fitting = max(1, int((inches - 0.3) / 0.175))  # a line of eight points with its spacing
+    return max(1, math.ceil(len(labels) / fitting))
 
 
 def short_numbers(axis: Any) -> None:

@@ -12,6 +12,7 @@ from runs.report.loading import Evidence, Run
 from runs.report.statistics import Array
 
 _LAST = 10  # evaluations whose mean is the final return
+_SMALL = 0.1  # of the range of scores: a mean below it makes ratios of many times one
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,17 @@ def normalised(evidence: Evidence, endpoint: Endpoint) -> tuple[Endpoint, str]:
     """
     if endpoint.percent:
         return endpoint, ""
+    means, what = _bases(evidence, endpoint)
+
+    def of(run: Run) -> float | None:
+        value, mean = endpoint.of_run(run), means[run.group]
+        return None if value is None else 1 + (value - mean) / (abs(mean) or 1.0)
+
+    return replace(endpoint, of_run=of, digits=3), what
+
+
+def _bases(evidence: Evidence, endpoint: Endpoint) -> tuple[dict[str, float], str]:
+    """What scores are divided by in each group, and in words."""
     dense = next((arm.name for arm in evidence.arms if arm.method == "dense"), None)
     if dense is not None and not all(len(endpoint.values(evidence.of(group, dense))) for group in evidence.groups):
         dense = None
@@ -130,13 +142,23 @@ def normalised(evidence: Evidence, endpoint: Endpoint) -> tuple[Endpoint, str]:
     for group in evidence.groups:
         base = endpoint.values([run for run in evidence.runs if run.group == group and dense in (None, run.arm.name)])
         means[group] = float(np.mean(base)) if len(base) else 1.0
+    return means, f"the mean of {dense}" if dense is not None else "the mean of all runs"
 
-    def of(run: Run) -> float | None:
-        value, mean = endpoint.of_run(run), means[run.group]
-        return None if value is None else 1 + (value - mean) / (abs(mean) or 1.0)
 
-    what = f"the mean of {dense}" if dense is not None else "the mean of all runs"
-    return replace(endpoint, of_run=of, digits=3), what
+def small_bases(evidence: Evidence, endpoint: Endpoint) -> list[str]:
+    """A line for each group that outweighs the others in a mean over them, because its divisor is next to nothing."""
+    if endpoint.percent or overall(evidence) is None:
+        return []
+    means, what = _bases(evidence, endpoint)
+    lines = []
+    for group in evidence.groups:
+        values = endpoint.values([run for run in evidence.runs if run.group == group])
+        if len(values) and abs(means[group]) < _SMALL * float(np.ptp(values)):
+            lines.append(
+                f"small divisor on {group}: {what} is {means[group]:,.1f}, where runs have {values.min():,.0f} to "
+                f"{values.max():,.0f}; in means over environments it outweighs the others"
+            )
+    return lines
 
 
 def values_of(evidence: Evidence, endpoint: Endpoint, group: str, arm: str) -> Array:

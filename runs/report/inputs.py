@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from runs.report.drawing import Palette, figure, plain, short_numbers
+from runs.report.drawing import Palette, figure, name_arms, plain, short_numbers
 from runs.report.loading import Evidence, Run
 from runs.report.statistics import Array
 
@@ -65,8 +65,7 @@ def draw_real_share(evidence: Evidence, group: str, palette: Palette) -> Figure 
         axes.set_ylim(bottom=0)
         short_numbers(axes.xaxis)
     panels[0].set_ylabel("% (dotted: by chance)")
-    handles, labels = panels[0].get_legend_handles_labels()
-    made.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
+    name_arms(made, *panels[0].get_legend_handles_labels())
     return made if drawn else None
 
 
@@ -96,6 +95,5 @@ def draw_kept(evidence: Evidence, group: str) -> Figure | None:
         row[0].set_ylabel("connections")
     for axes in panels[-1]:
         axes.set_xlabel("inputs, the most connected of a kind first")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    made.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
+    name_arms(made, *panels[0, 0].get_legend_handles_labels())
     return made

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from runs.report import page
-from runs.report.drawing import Palette, figure, plain, short_numbers
+from runs.report.drawing import Palette, figure, name_arms, plain, short_numbers
 from runs.report.loading import Evidence, Run
 from runs.report.statistics import Array
 from runs.report.tables import as_csv
@@ -90,7 +90,7 @@ def draw_movement(evidence: Evidence, group: str, palette: Palette) -> Figure | 
             elif panels[row, column].lines:
                 panels[row, column].set_ylim(0, max(1.05 * panels[row, column].dataLim.y1, 0.01))
         panels[2, column].set_xlabel("environment steps")
-    made.legend(handles.values(), handles, loc="outside right center", frameon=False, fontsize=8)
+    name_arms(made, [*handles.values()], [*handles])
     return made if handles else None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from runs.report.drawing import Palette, figure, plain, short_numbers
+from runs.report.drawing import Palette, figure, name_arms, plain, short_numbers
 from runs.report.loading import Evidence, Run
 from runs.report.statistics import Array
 from runs.studies.plan import Arm
@@ -58,8 +58,7 @@ def draw_search(evidence: Evidence, group: str, palette: Palette) -> Figure:
         short_numbers(axes.xaxis)
     for axes in panels[1]:
         axes.set_xlabel("environment steps")
-    handles, labels = panels[1, 0].get_legend_handles_labels()
-    made.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
+    name_arms(made, *panels[1, 0].get_legend_handles_labels())
     return made
 
 
@@ -98,8 +97,7 @@ def draw_degrees(evidence: Evidence, group: str, palette: Palette) -> Figure | N
             what = "into a neuron" if side == "fan_in" else "out of a neuron"
             plain(axes, xlabel=f"connections {what}", title=f"{network}, between hidden layers")
         panels[row, 0].set_ylabel("% of neurons with at most so many")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    made.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
+    name_arms(made, *panels[0, 0].get_legend_handles_labels())
     return made if drawn else None
 
 

@@ -1,9 +1,10 @@
-"""Reports of studies whose truth is known: verdicts, what is missing, the page, and every number."""
+"""Reports of studies whose truth is known: what is missing, the page, and every number."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 import re
@@ -13,227 +14,24 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 from small_studies import ENV, arm, spread, write_learners, write_study
 from tiny_runs import ROOT, main
 
 from runs.files import write_json
 from runs.report.command import Findings, make_report, say
-from runs.report.contrasts import Contrast, contrasts, pairs, sentence
-from runs.report.curves import side_by_side
-from runs.report.drawing import Palette
-from runs.report.endpoints import area_under_curve, endpoints, final_return, overall, values_of
+from runs.report.drawing import Palette, figure, name_lines, png
 from runs.report.loading import load
 from runs.report.movement import draw_movement, gradient_flow, movement_rows, small_world_table
 from runs.report.options import Report
 from runs.studies.plan import Study
-from runs.studies.states import write_failure
 
 FEW = 100  # resamples
-
-
-def judged(directory: Path, margin: float = 0.05) -> dict[str, Contrast]:
-    """Every usual contrast of a study by its arms, without a page."""
-    evidence = load(directory)
-    found = contrasts(evidence, pairs(evidence, ()), endpoints(evidence)[0], margin, FEW)
-    return {f"{each.pair.first.name}:{each.pair.second.name}": each for each in found}
-
-
-# Endpoints
-
-
-def test_area_under_curve_by_hand() -> None:
-    # From 100 to 300: trapezoids (0 + 10) / 2 · 100 and (10 + 40) / 2 · 100, over 200 steps.
-    assert area_under_curve({"curve": [[100, 0], [200, 10], [300, 40]]}) == (500 + 2500) / 200
-    # Evaluations at other distances count for as long as they last.
-    assert area_under_curve({"curve": [[0, 0], [10, 10], [40, 10]]}) == (50 + 300) / 40
-    assert area_under_curve({"curve": [[100, 7]]}) == 7
-    # From 150 on, where it is 5: (5 + 10) / 2 · 50 and (10 + 40) / 2 · 100, over 150 steps.
-    assert area_under_curve({"curve": [[100, 0], [200, 10], [300, 40]]}, 150) == (375 + 2500) / 150
-
-
-def test_final_return_is_that_of_ten_evaluations() -> None:
-    assert final_return({"curve": [[step, step] for step in range(1, 13)]}) == np.mean(range(3, 13))
-    assert final_return({"curve": [[1, 4], [2, 6]]}) == 5
-
-
-# Verdicts
-
-
-def test_verdicts_on_known_truths(tmp_path: Path) -> None:
-    levels = {
-        "dense": spread(100, 1, 5), "static-0.9": spread(100, 1, 5), "set-0.9": spread(150, 1, 5),
-        "rigl-0.9": spread(60, 1, 5),
-    }  # fmt: skip
-    found = judged(write_study(tmp_path, levels))
-    words = {name: each.word for name, each in found.items()}
-    assert words == {
-        "set-0.9:static-0.9": "yes", "set-0.9:dense": "yes", "rigl-0.9:static-0.9": "no", "rigl-0.9:dense": "no",
-        "static-0.9:dense": "no",
-    }  # fmt: skip
-    assert found["rigl-0.9:static-0.9"].why == "it does worse"
-    assert found["static-0.9:dense"].why == "no difference of 5 % or more"
-    better = found["set-0.9:static-0.9"]
-    assert better.difference.value == pytest.approx(50)
-    assert better.relative[0] == pytest.approx(0.5)
-    assert better.reference == pytest.approx(100)
-    assert better.improvement.value == 1
-
-
-def test_noise_is_undecided_and_says_how_many_seeds(tmp_path: Path) -> None:
-    found = judged(write_study(tmp_path, {"static-0.9": spread(100, 20, 5), "set-0.9": spread(110, 20, 5)}))
-    (each,) = found.values()
-    primary = endpoints(load(tmp_path))[0]
-    assert each.word == "undecided"
-    # Half a deviation apart: 64 an arm for 80 % power at 5 %; a margin of 5 against a difference of 10 is no way out.
-    assert each.why == "about 64 seeds an arm needed"
-    assert sentence(each, primary) == (
-        "Does set-0.9 do better than static-0.9? Undecided, about 64 seeds an arm needed: mean return over training "
-        "+10 % (95 % interval -19 … +39 % by Welch, n = 5 and 5, p = 0.45 after Holm)"
-    )
-
-
-def test_holm_withholds_what_one_contrast_alone_would_get(tmp_path: Path) -> None:
-    pair = {"static-0.9": spread(100, 10, 5), "set-0.9": spread(118, 10, 5)}
-    (alone,) = judged(write_study(tmp_path / "one", pair)).values()
-    assert alone.word == "yes"
-    assert alone.difference.p == pytest.approx(alone.p_holm)
-    many = {"dense": spread(117, 10, 5), "small-dense-0.9": spread(117, 10, 5), **pair, "rigl-0.9": spread(117, 10, 5)}
-    among = judged(write_study(tmp_path / "many", many))
-    assert among["set-0.9:static-0.9"].word == "undecided"
-    assert among["set-0.9:static-0.9"].difference.p == alone.difference.p
-    assert among["set-0.9:static-0.9"].p_holm == pytest.approx(alone.difference.p * len(among))
-
-
-def test_the_same_course_evaluated_at_other_steps_is_no_difference(tmp_path: Path) -> None:
-    write_study(tmp_path, {"static-0.9": [0.0] * 5, "set-0.9": [0.0] * 5})
-    for path in tmp_path.rglob("result.json"):
-        written, every = json.loads(path.read_text()), 400 if "set-0.9" in str(path) else 100
-        noise = int(path.parent.name[-1])
-        write_json(path, {**written, "curve": [[step, step + noise] for step in range(every, 1201, every)]})
-    (each,) = judged(tmp_path).values()
-    assert each.difference.value == 0
-    assert load(tmp_path).problems == [
-        f"unequal evaluations on {ENV}: static-0.9 12, set-0.9 3; means over training begin at step 400"
-    ]
-
-
-def test_a_difference_that_does_not_matter_is_a_no_however_sure(tmp_path: Path) -> None:
-    found = judged(write_study(tmp_path, {"static-0.9": spread(1000, 0.1, 5), "set-0.9": spread(1002, 0.1, 5)}))
-    (each,) = found.values()
-    assert (each.word, each.why) == ("no", "no difference of 5 % or more")
-    assert "mean return over training +0.2 %" in sentence(each, endpoints(load(tmp_path))[0])
-
-
-def test_without_spread_nothing_is_decided(tmp_path: Path) -> None:
-    (each,) = judged(write_study(tmp_path, {"static-0.9": [100.0, 100], "set-0.9": [150.0, 150]})).values()
-    assert (each.word, each.why) == (
-        "undecided",
-        "the runs of neither arm differ, so that nothing tells how sure this is",
-    )
-
-
-def test_runs_that_failed_are_said_with_the_verdict(tmp_path: Path) -> None:
-    write_study(tmp_path, {"static-0.9": spread(100, 1, 5), "set-0.9": spread(150, 1, 5)})
-    cells = [cell for cell in load(tmp_path).study.cells() if cell.arm.name == "set-0.9" and cell.seed > 1]
-    for cell in cells:
-        shutil.rmtree(tmp_path / cell.path)
-        write_failure(tmp_path, cell, f"the loss at {tmp_path.absolute()}/x is not finite", 1)
-    (each,) = judged(tmp_path).values()
-    evidence = load(tmp_path)
-    assert sentence(each, endpoints(evidence)[0]).endswith("3 of set-0.9 failed and are left out)")
-    assert f"failed: {cells[0].name}: the loss at x is not finite" in evidence.problems
-
-
-def test_what_cannot_be_compared_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_study(tmp_path, {"static-0.9": [1.0, 2.0], "set-0.9": [1.0, 2.0], "rigl-0.9": [1.0, 2.0]})
-    shutil.rmtree(tmp_path / ENV / "set-0.9")
-    wanted = ["--contrast", "set-0.9:static-0.9", "--contrast", "rigl-0.9:static-0.9"]
-    assert main("report", tmp_path, "--resamples", FEW, *wanted) == 0
-    assert f"not compared on {ENV}: set-0.9 and static-0.9: set-0.9 has no finished run" in capsys.readouterr().err
-    assert "sparse-agents report STUDY --contrast set-0.9:static-0.9 --contrast rigl-0.9" in read_page(tmp_path).text
-    for pair in ("set-0.9:set-0.9", "set-0.9", "a:b"):
-        assert main("report", tmp_path, "--contrast", pair) == 2
-    assert main("report", tmp_path, "--contrast", "set-0.9:static-0.9", "--contrast", "set-0.9:static-0.9") == 2
-
-
-def test_probability_of_improvement_over_environments_is_that_of_runs(tmp_path: Path) -> None:
-    """In each environment 3 of 4 pairs of runs are won; means over environments, paired by seed, would say more."""
-    groups = (ENV, "Reacher-v5")
-    write_study(tmp_path, {"dense": [100.0, 100.0], "static-0.9": [80.0, 110.0], "set-0.9": [100.0, 120.0]}, groups)
-    found = judged(tmp_path)
-    assert found["set-0.9:static-0.9"].improvement.value == 0.75
-
-
-@pytest.mark.parametrize(("runs", "word"), [(1, "one run says nothing about spread"), (2, "")])
-def test_one_run_and_two(runs: int, word: str, tmp_path: Path) -> None:
-    found = judged(write_study(tmp_path, {"static-0.9": [100.0, 101][:runs], "set-0.9": [120.0, 123][:runs]}))
-    (each,) = found.values()
-    assert each.why.startswith(word) if word else each.p_holm is not None
-
-
-def test_controls_of_each_method(tmp_path: Path) -> None:
-    names = [
-        "dense", "small-dense-0.9", "small-dense-0.5", "static-0.9", "static-0.5", "set-0.9", "reset-in-place-0.9",
-        "final-topology-0.9",
-    ]  # fmt: skip
-    found = judged(write_study(tmp_path, {name: [1.0, 2.0] for name in names}))
-    assert [*found] == [
-        "set-0.9:static-0.9", "set-0.9:reset-in-place-0.9", "set-0.9:final-topology-0.9", "set-0.9:small-dense-0.9",
-        "set-0.9:dense", "static-0.9:small-dense-0.9", "static-0.9:dense", "static-0.5:small-dense-0.5",
-        "static-0.5:dense",
-    ]  # fmt: skip
-
-
-def test_other_networks_are_no_controls(tmp_path: Path) -> None:
-    write_study(tmp_path, {"static-0.9": [1.0, 2.0], "set-0.9": [1.0, 2.0]})
-    arms = [arm("static-0.9", [ENV], norm="layer"), arm("set-0.9", [ENV])]
-    Study("agents", [ENV], arms, [0, 1], [["x"]]).write(tmp_path, "")
-    assert judged(tmp_path) == {}
-
-
-def test_swapped_arms_swap_the_verdict(tmp_path: Path) -> None:
-    levels = {"static-0.9": spread(100, 3, 4), "set-0.9": spread(120, 3, 4)}
-    evidence = load(write_study(tmp_path, levels))
-    both = contrasts(
-        evidence, pairs(evidence, ["set-0.9:static-0.9", "static-0.9:set-0.9"]), endpoints(evidence)[0], 0.05, FEW
-    )
-    assert [each.word for each in both] == ["yes", "no"]
-    assert both[0].difference.value == -both[1].difference.value
-    assert both[0].improvement.value == 1 - both[1].improvement.value
-
-
-def test_mean_over_environments_takes_the_seeds_that_each_has(tmp_path: Path) -> None:
-    """Returns below zero count as much as others, and better is up in both: 1 + (-80 + 100) / 100 = 1.2."""
-    groups = (ENV, "Reacher-v5")
-    levels = {"dense": [100.0, 100.0], "static-0.9": [80.0, 120.0]}
-    write_study(tmp_path, levels, groups)
-    for path in (tmp_path / "Reacher-v5").rglob("result.json"):
-        written = json.loads(path.read_text())
-        write_json(path, {**written, "curve": [[step, -value] for step, value in written["curve"]]})
-    evidence = load(tmp_path)
-    name, mean = overall(evidence), endpoints(evidence)[0]
-    assert name == "mean over 2 environments"
-    assert values_of(evidence, mean, name, "dense").tolist() == [1, 1]
-    assert values_of(evidence, mean, name, "static-0.9") == pytest.approx([(0.8 + 1.2) / 2, (1.2 + 0.8) / 2])
-    assert values_of(evidence, mean, "Reacher-v5", "static-0.9").tolist() == [-80, -120]
-    (tmp_path / "Reacher-v5/static-0.9/seed-0/result.json").unlink()
-    assert values_of(load(tmp_path), mean, name, "static-0.9") == pytest.approx([(1.2 + 0.8) / 2])
-
-
-def test_equal_costs_are_drawn_side_by_side() -> None:
-    found = side_by_side([100.0, 100.0, 1000.0, 100.5])
-    assert found[2] == 1000
-    assert found[0] < found[1] < found[3]
-    assert all(abs(each / 100 - 1) < 0.1 for each in (found[0], found[1], found[3]))
-    assert side_by_side([0.0, 0.0]) == [0, 0]
-
-
-# Whole reports
 
 
 @pytest.fixture(scope="session")
@@ -452,6 +250,18 @@ def test_nothing_else_of_a_study_is_touched(reported: tuple[Path, Findings]) -> 
     assert {path.name for path in directory.rglob("*") if "seed-" in str(path.parent)} == {"result.json"}
 
 
+def test_what_cannot_be_compared_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_study(tmp_path, {"static-0.9": [1.0, 2.0], "set-0.9": [1.0, 2.0], "rigl-0.9": [1.0, 2.0]})
+    shutil.rmtree(tmp_path / ENV / "set-0.9")
+    wanted = ["--contrast", "set-0.9:static-0.9", "--contrast", "rigl-0.9:static-0.9"]
+    assert main("report", tmp_path, "--resamples", FEW, *wanted) == 0
+    assert f"not compared on {ENV}: set-0.9 and static-0.9: set-0.9 has no finished run" in capsys.readouterr().err
+    assert "sparse-agents report STUDY --contrast set-0.9:static-0.9 --contrast rigl-0.9" in read_page(tmp_path).text
+    for pair in ("set-0.9:set-0.9", "set-0.9", "a:b"):
+        assert main("report", tmp_path, "--contrast", pair) == 2
+    assert main("report", tmp_path, "--contrast", "set-0.9:static-0.9", "--contrast", "set-0.9:static-0.9") == 2
+
+
 def test_what_is_missing_or_odd_is_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = write_study(tmp_path / "study", {"static-0.9": spread(80, 5, 6), "set-0.9": spread(110, 5, 6)})
     runs = directory / ENV
@@ -495,6 +305,56 @@ def test_unequal_steps_are_said(tmp_path: Path) -> None:
         written = json.loads(path.read_text())
         write_json(path, {**written, "steps": 2400, "curve": [[2 * step, value] for step, value in written["curve"]]})
     assert load(tmp_path).problems == [f"unequal steps on {ENV}: static-0.9 1,200, set-0.9 2,400"]
+
+
+def test_arms_that_nobody_timed_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_study(tmp_path, {"static-0.9": [1.0, 2.0], "set-0.9": [1.0, 2.0]})
+    path = tmp_path / ENV / "set-0.9/seed-1/result.json"
+    written = json.loads(path.read_text())
+    del written["measured"]["curve_seconds"]
+    write_json(path, written)
+    assert main("report", tmp_path, "--resamples", FEW) == 0
+    line = f"not timed on {ENV}: set-0.9 without `curve_seconds`, left out of its curves"
+    assert line in capsys.readouterr().err.splitlines()
+    assert {row["arm"] for row in rows(tmp_path, "seconds.csv")} == {"static-0.9"}
+
+
+def test_a_picture_of_somebody_else_stays(tmp_path: Path) -> None:
+    write_study(tmp_path, {"static-0.9": [1.0, 2.0]})
+    folder = tmp_path / "report"
+    folder.mkdir()
+    for name in ("curves-Gone-v5.png", "mine.png", "mine.csv"):
+        (folder / name).write_text("")
+    make_report(Report(tmp_path, resamples=FEW))
+    names = {path.name for path in folder.iterdir()}
+    assert {"mine.png", "mine.csv", f"curves-{ENV}.png"} <= names
+    assert "curves-Gone-v5.png" not in names
+
+
+def test_names_of_forty_arms_fit_beside_their_lines() -> None:
+    made = figure(9, 4.2)
+    axes = made.subplots()
+    for number in range(40):
+        axes.plot([0, 1], [number, number], label=f"arm {number}")
+    name_lines(axes, 4.2)
+    png(made)
+    box = axes.get_legend().get_window_extent()
+    assert 0 <= box.y0 < box.y1 <= made.bbox.y1
+    assert 0 <= box.x0 < box.x1 <= made.bbox.x1
+    assert axes.get_window_extent().width > 0.3 * made.bbox.width
+
+
+def test_pictures_have_few_colours_and_look_as_drawn() -> None:
+    made = figure(4, 3)
+    axes = made.subplots()
+    for number in range(30):
+        axes.plot([0, 1], [0, number], color=(number / 30, 0.3, 1 - number / 30), alpha=0.5)
+    found = Image.open(io.BytesIO(png(made)))
+    assert len(found.getcolors() or []) <= 256
+    drawn = np.asarray(cast(Any, made.canvas).buffer_rgba())[..., :3].astype(float)
+    apart = np.abs(np.asarray(found.convert("RGB")) - drawn)
+    assert apart.mean() < 0.5
+    assert np.quantile(apart, 0.99) < 24
 
 
 @pytest.mark.parametrize("kind", ["empty", "file", "plan", "nowhere"])

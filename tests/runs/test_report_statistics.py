@@ -69,6 +69,13 @@ def test_probability_of_improvement() -> None:
     assert 0 <= found.low < found.value < found.high <= 1
 
 
+def test_probability_of_improvement_in_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [*zip(tasks(SCORES), tasks(OTHER), strict=True)]
+    whole = probability_of_improvement(pairs, random(), 500)
+    monkeypatch.setattr("runs.report.statistics._BLOCK", 7 * 16)
+    assert probability_of_improvement(pairs, random(), 500) == whole
+
+
 def test_complete_separation_has_no_interval() -> None:
     found = probability_of_improvement([(np.array([3.0, 4.0, 5.0]), np.array([0.0, 1.0, 2.0]))], random(), 200)
     assert (found.value, found.low, found.high) == (1.0, None, None)
