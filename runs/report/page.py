@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -66,7 +67,8 @@ def pointer(text: str, name: str, more: str) -> str:
 
 def paragraph(text: str, kind: str = "") -> str:
     """A paragraph."""
-    return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
+    said = _unbroken(escape(text))
+    return f'<p class="{kind}">{said}</p>' if kind else f"<p>{said}</p>"
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -85,17 +87,21 @@ def picture(png: bytes, what: str) -> str:
 def answers(given: Iterable[tuple[str, str, str]]) -> str:
     """Verdicts: a word (yes, no, undecided), a sentence, and what it cost."""
     items = "\n".join(
-        f'<li class="{word}">{_strong(word, text)}<span class="cost">{escape(cost)}</span></li>'
+        f'<li class="{word}">{_strong(word, text)}<span class="cost">{_unbroken(escape(cost))}</span></li>'
         for word, text, cost in given
     )
     return f'<ul class="answers">\n{items}\n</ul>'
 
 
 def _strong(word: str, text: str) -> str:
-    """The sentence with its verdict in bold, and intervals that no line break takes apart."""
-    whole, capital = escape(text), word.capitalize()
-    whole = whole.replace(" %", "\N{NO-BREAK SPACE}%").replace(" … ", "\N{NO-BREAK SPACE}…\N{NO-BREAK SPACE}")
+    """The sentence with its verdict in bold."""
+    whole, capital = _unbroken(escape(text)), word.capitalize()
     return whole.replace(f"? {capital}", f'? <span class="word">{capital}</span>', 1)
+
+
+def _unbroken(text: str) -> str:
+    """A text whose numbers no line break takes from their units: 95 %, 2 … 3, n = 5, 0.1 ×."""
+    return re.sub(r" (%|×)|(?<=[np]) = | … ", lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
 
 
 def problems(lines: Sequence[str], summary: str) -> str:

@@ -78,7 +78,7 @@ class Links(HTMLParser):
         self.loaded += [value or "" for name, value in attributes if name in ("src", "href", "srcset", "action")]
 
     def handle_data(self, data: str) -> None:
-        self.text += data
+        self.text += data.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def read_page(directory: Path) -> Links:
