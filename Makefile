@@ -13,17 +13,18 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test demo slow fast lint types format clean
+.PHONY: help test demo slow end-to-end fast lint types format clean
 
 help:
-	@echo 'make test    set up, then lint, types and the fast tests'
-	@echo 'make demo    set up, then the demo'
-	@echo 'make fast    the fast tests alone'
-	@echo 'make slow    the slow tests alone'
-	@echo 'make lint    ruff: rules and format'
-	@echo 'make types   mypy'
-	@echo 'make format  rewrite the sources in the house format'
-	@echo 'make clean   remove .venv, caches and build output (results/ stays)'
+	@echo 'make test        set up, then lint, types and the fast tests'
+	@echo 'make demo        set up, then the demo'
+	@echo 'make fast        the fast tests alone'
+	@echo 'make end-to-end  whole runs and processes: kills, resumes, studies, imports'
+	@echo 'make slow        the slow tests alone'
+	@echo 'make lint        ruff: rules and format'
+	@echo 'make types       mypy'
+	@echo 'make format      rewrite the sources in the house format'
+	@echo 'make clean       remove .venv, caches and build output (results/ stays)'
 	@echo
 	@echo 'PYTHON=$(PYTHON)  the interpreter that makes .venv (3.11 or newer)'
 	@echo 'WORKERS=$(WORKERS)      test processes at a time'
@@ -39,6 +40,9 @@ demo: .venv/.installed
 
 fast: .venv/.installed
 	$(PYTEST)
+
+end-to-end: .venv/.installed
+	$(PYTEST) -m 'end_to_end and not slow'
 
 slow: .venv/.installed
 	$(PYTEST) -m slow

@@ -119,6 +119,7 @@ def test_no_import_cycle(package: str) -> None:
     assert import_cycle(read_package(package)) == []
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("package", UNLOADED)
 def test_import_stays_light(package: str) -> None:
     # All its modules, not only what its __init__.py brings in.

@@ -6,6 +6,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = {"sparse_core", "agents", "continual", "envs", "runs"}
 
@@ -27,6 +29,7 @@ def build_wheel(folder: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(wheel)
 
 
+@pytest.mark.end_to_end
 def test_wheel_contents(tmp_path: Path) -> None:
     with build_wheel(tmp_path) as wheel:
         files = set(wheel.namelist())

@@ -41,6 +41,7 @@ def digits() -> ContinualBenchmark:
     return make_benchmark("split-digits")
 
 
+@pytest.mark.end_to_end
 def test_listing_needs_no_heavy_library() -> None:
     code = (
         "import sys; from continual.benchmarks import BENCHMARKS, summary_of; print(*map(summary_of, BENCHMARKS), "

@@ -245,6 +245,7 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr
 HEAVY = {"torch", "numba", "stable_baselines3", "gymnasium", "mujoco", "avalanche", "tensorboard", "matplotlib"}
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize(
     ("arguments", "allowed"),
     [
@@ -275,6 +276,7 @@ def test_imports_no_more_than_it_needs(arguments: list[str], allowed: set[str]) 
     assert set(done.stderr.split()) & HEAVY <= allowed
 
 
+@pytest.mark.end_to_end
 def test_training_imports_no_avalanche_and_not_torchs_compiler(tmp_path: Path) -> None:
     script = f"""
 import sys

@@ -114,6 +114,7 @@ def test_killed_twice(changes: dict[str, Any], tmp_path: Path) -> None:
     assert result_of(directory) == result_of(undisturbed)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize(
     ("number", "stopped", "where"),
     [
@@ -152,6 +153,7 @@ def test_ctrl_c_after_the_last_task_of_a_seed(finished: Path, tmp_path: Path) ->
     assert result_of(directory) == result_of(finished)
 
 
+@pytest.mark.end_to_end
 def test_a_second_ctrl_c_ends_at_once(finished: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
 
@@ -181,6 +183,7 @@ def test_sigterm_without_checkpoints(plain: Path, tmp_path: Path, capfd: pytest.
     assert result_of(directory) == result_of(plain)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow  # in a fork above
 def test_kill_9_in_a_real_process(finished: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
@@ -238,6 +241,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     return output.err.removeprefix("sparse-agents: ").removesuffix("\n")
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("harm", [cut, lose])
 @pytest.mark.parametrize("file", ["tensors.safetensors", "state.json"])
 def test_a_damaged_checkpoint(

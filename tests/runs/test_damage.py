@@ -63,6 +63,7 @@ def with_files_up_to(size: int, arguments: list[str]) -> list[str]:
     return lines
 
 
+@pytest.mark.end_to_end
 def test_a_disk_that_fills_up(finished: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     # There is room for the tensors of step 300, not for those of 600: positions ever connected become more.
@@ -141,6 +142,7 @@ def test_and_the_way_out_of_it_leads_to_the_same_result(unfinished: Path, finish
     assert_equal_runs(unfinished, finished)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("harm", [cut, pytest.param(lose, marks=pytest.mark.slow)])
 def test_a_damaged_replay_segment(
     harm: Callable[[Path], None],

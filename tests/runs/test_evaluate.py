@@ -23,6 +23,7 @@ def evaluate(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.end_to_end
 def test_the_same_figures_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     first = evaluate(capsys, finished, "--episodes", "2")
@@ -42,6 +43,7 @@ def test_what_is_said(finished: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert " ".join(lines[1:]) == wanted
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("episodes", [1, 3])
 def test_equals_sb3s_evaluation_of_the_exported_agent(episodes: int, finished: Path, tmp_path: Path) -> None:
     assert main("export", finished, "--to", "sb3", "--out", tmp_path / "td3.zip") == 0
@@ -113,6 +115,7 @@ def pole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("pole") / "run", env="InvertedPendulum-v5", steps=120, sparsity=0.5)
 
 
+@pytest.mark.end_to_end
 def test_a_video(pole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import imageio_ffmpeg
 

@@ -47,6 +47,7 @@ def test_result_says_what_the_agent_saw(finished: Path) -> None:
     assert (config["noise_features"], config["input_sparsity"], config["dense"]) == (0.5, 0.8, ["output"])
 
 
+@pytest.mark.end_to_end
 def test_killed_and_resumed(finished: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     scored = Scorer.score

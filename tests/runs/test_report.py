@@ -234,6 +234,7 @@ def digest(directory: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
+@pytest.mark.end_to_end
 def test_two_reports_are_the_same_bytes(reported: tuple[Path, Findings]) -> None:
     directory, _ = reported
     before = digest(directory)

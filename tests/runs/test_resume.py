@@ -59,6 +59,7 @@ def assert_enough_on_both_sides(directory: Path, step: int, enough: int = 3) -> 
     assert min(sum(at <= step for at in changes), sum(at > step for at in changes)) >= enough
 
 
+@pytest.mark.end_to_end
 def test_kill_9_inside_the_capture_window(long: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     kill_9(directory, MIDDLE, **LONG)
@@ -69,6 +70,7 @@ def test_kill_9_inside_the_capture_window(long: Path, tmp_path: Path) -> None:
     assert_enough_on_both_sides(long, MIDDLE)
 
 
+@pytest.mark.end_to_end
 def test_ctrl_c(long: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     with start(*flags(directory, **LONG)) as process:
@@ -200,6 +202,7 @@ def test_killed_while_later_checkpoints_are_forgotten(unfinished: Path, finished
     assert_equal_runs(unfinished, finished)
 
 
+@pytest.mark.end_to_end
 def test_a_run_killed_before_it_had_a_config(finished: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     directory.mkdir()

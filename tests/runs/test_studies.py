@@ -30,6 +30,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.end_to_end
 def test_study_is_ordinary_runs(study: Path, tmp_path: Path) -> None:
     assert {*results(study)} == {
         f"Hopper-v5/{arm}/seed-{seed}"
@@ -51,6 +52,7 @@ def _backends(run: Path) -> str:
     return str(name)
 
 
+@pytest.mark.end_to_end
 def test_final_topology_is_the_one_that_the_search_of_its_seed_ended_with(study: Path) -> None:
     found = results(study)
     for seed in (0, 1):
@@ -63,6 +65,7 @@ def test_final_topology_is_the_one_that_the_search_of_its_seed_ended_with(study:
     assert found["Hopper-v5/set-0.6/seed-0"]["degrees"] != found["Hopper-v5/set-0.6/seed-1"]["degrees"]
 
 
+@pytest.mark.end_to_end
 def test_finished_study_is_kept_as_it_is(study: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in study.rglob("*") if path.name != "lock"}
     assert compare(study, "--small-dense", topologies="dense,set,final-topology", final_episodes=2) == 0
@@ -70,16 +73,19 @@ def test_finished_study_is_kept_as_it_is(study: Path, capfd: pytest.CaptureFixtu
     assert "8 finished of 8 runs" in capfd.readouterr().err
 
 
+@pytest.mark.end_to_end
 def test_study_with_other_settings_is_refused(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare(study, "--small-dense", topologies="dense,set,final-topology", final_episodes=2, batch_size=9) == 2
     assert "was begun with batch_size = 8, now it is 9; give the command it was begun with" in capsys.readouterr().err
 
 
+@pytest.mark.end_to_end
 def test_resume_of_a_study_names_its_command(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main("resume", study) == 2
     assert "is a study; the command that began it continues it:" in capsys.readouterr().err
 
 
+@pytest.mark.end_to_end
 def test_one_writer_a_study(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunLock(study):
         assert compare(study, "--small-dense", topologies="dense,set,final-topology", final_episodes=2) == 2
@@ -103,6 +109,7 @@ def test_a_plan_that_a_kill_left_half_written_is_in_nobodys_way(
     assert "1 runs" in capsys.readouterr().out
 
 
+@pytest.mark.end_to_end
 def test_a_finished_run_with_a_damaged_checkpoint_stops_nobody(
     study: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,6 +121,7 @@ def test_a_finished_run_with_a_damaged_checkpoint_stops_nobody(
     assert "8 finished of 8 runs" in capfd.readouterr().err
 
 
+@pytest.mark.end_to_end
 def test_a_damaged_result_is_no_finished_run(study: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     copy = tmp_path / "study"
     shutil.copytree(study, copy)
@@ -177,6 +185,7 @@ def test_failed_runs_are_listed_and_tried_again_on_request(
     assert not [*copy.rglob("*.failed.json")]
 
 
+@pytest.mark.end_to_end
 def test_dry_run_shows_the_grid_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare(tmp_path / "study", "--dry-run", topologies="dense,static") == 0
     said = capsys.readouterr().out
@@ -189,6 +198,7 @@ def test_dry_run_shows_the_grid_and_writes_nothing(tmp_path: Path, capsys: pytes
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.end_to_end
 def test_dry_run_of_learners_tells_time_and_disk_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "study"
     given = ["--strategies", "spacenet,ncm", "--benchmark", "split-digits", "--seeds", "3", "--hidden", "40,40"]

@@ -202,6 +202,7 @@ def test_seconds_stand_beside_every_evaluation(finished: Path) -> None:
     assert 0 < processor[0] < processor[-1] <= measured["processor_seconds"]
 
 
+@pytest.mark.end_to_end
 def test_final_episodes_are_those_of_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = train(tmp_path / "run", final_episodes=3)
     final = result_of(run)["final"]
@@ -221,6 +222,7 @@ def test_topologies_come_back_from_their_file(tmp_path: Path) -> None:
     assert read_topologies(tmp_path) == given
 
 
+@pytest.mark.end_to_end
 def test_run_keeps_a_topology_of_its_own(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The run it came from may go: nothing but the file in the run's own directory is read when it is continued."""
     run = train(tmp_path / "run", topology="final-topology", topology_from=finished)

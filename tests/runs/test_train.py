@@ -100,6 +100,7 @@ def test_two_identical_runs_and_another_seed(finished: Path, tmp_path: Path) -> 
     assert result_of(other)["eval"] != result_of(same)["eval"]
 
 
+@pytest.mark.end_to_end
 def test_evaluation_does_not_touch_training(finished: Path, tmp_path: Path) -> None:
     often = train(tmp_path / "often", eval_every=300, eval_episodes=2)
     kinds = ("topology", "episode")
@@ -108,6 +109,7 @@ def test_evaluation_does_not_touch_training(finished: Path, tmp_path: Path) -> N
     ]
 
 
+@pytest.mark.end_to_end
 def test_a_policy_that_stays_scores_the_same_at_every_evaluation(tmp_path: Path) -> None:
     run = train(tmp_path / "run", steps=60, learning_starts=1000, eval_every=20, eval_episodes=3)
     scores = [line["returns"] for line in metrics_of(run) if line["kind"] == "eval"]
@@ -121,6 +123,7 @@ KINDS = {"dense", "static", "final-topology", "set", "rigl", "granet", "deepr", 
 EACH = [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in sorted(PRESETS)]
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("topology", EACH)
 def test_every_topology(topology: str, finished: Path, tmp_path: Path) -> None:
     sparsity = None if topology == "dense" else PRESETS[topology].own_sparsity or 0.6

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import sparse_core.compilation
 
 OUTER = """
@@ -28,6 +30,7 @@ def run(folder: Path) -> tuple[str, bool]:
     return done.stdout.strip(), "compiling kernels" in done.stderr
 
 
+@pytest.mark.end_to_end
 def test_a_kernel_follows_the_files_that_it_is_made_of(tmp_path: Path) -> None:
     package = tmp_path / "kernels"
     package.mkdir()

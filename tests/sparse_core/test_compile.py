@@ -9,6 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from sparse_core import PRESETS, Adam, SparseLinear, SparseMLP, Sparsifier, sparse_layers
 
+pytestmark = pytest.mark.end_to_end  # each compiles with torch's compiler
 COMPILERS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
 
 

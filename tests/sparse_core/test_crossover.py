@@ -336,6 +336,7 @@ def test_settled_while_acting_and_trained_then(
     assert torch.equal(layer.values.grad, twin.values.grad)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("chosen", ["gemm", "csr", "rows"])
 def test_a_compiled_model_settles(chosen: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crossover, "candidates", lambda layer: [chosen])

@@ -372,6 +372,7 @@ def test_nothing_is_read_or_written_outside(check: str, dtype: str, tmp_path: Pa
     assert "inside" in run(GUARDED, NUMBA_BOUNDSCHECK=check, DTYPE=dtype, **own_cache)
 
 
+@pytest.mark.end_to_end
 def test_workqueue_is_never_used_silently(tmp_path: Path) -> None:
     code = (
         "import torch, warnings; torch.set_num_threads(2); from sparse_core import threads\n"
@@ -380,6 +381,7 @@ def test_workqueue_is_never_used_silently(tmp_path: Path) -> None:
     assert "1 compiled kernels run on one thread" in run(code, NUMBA_THREADING_LAYER="workqueue", NUMBA_NUM_THREADS="2")
 
 
+@pytest.mark.end_to_end
 def test_threads_follow_torch() -> None:
     code = (
         "import torch, numba; from sparse_core.threads import thread_count\n"
@@ -391,6 +393,7 @@ def test_threads_follow_torch() -> None:
     assert lines[3] in ("omp", "tbb")
 
 
+@pytest.mark.end_to_end
 def test_importing_the_core_leaves_compilers_alone() -> None:
     code = "import sys, sparse_core; print(*({'numba', 'torch._dynamo'} & set(sys.modules)))"
     assert run(code).strip() == ""
