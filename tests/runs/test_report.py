@@ -251,6 +251,7 @@ def test_nothing_else_of_a_study_is_touched(reported: tuple[Path, Findings]) -> 
     assert {path.name for path in directory.rglob("*") if "seed-" in str(path.parent)} == {"result.json"}
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_what_cannot_be_compared_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path, {"static-0.9": [1.0, 2.0], "set-0.9": [1.0, 2.0], "rigl-0.9": [1.0, 2.0]})
     shutil.rmtree(tmp_path / ENV / "set-0.9")
@@ -263,6 +264,7 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, capsys: pytest.CaptureF
     assert main("report", tmp_path, "--contrast", "set-0.9:static-0.9", "--contrast", "set-0.9:static-0.9") == 2
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_what_is_missing_or_odd_is_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = write_study(tmp_path / "study", {"static-0.9": spread(80, 5, 6), "set-0.9": spread(110, 5, 6)})
     runs = directory / ENV
@@ -308,6 +310,7 @@ def test_unequal_steps_are_said(tmp_path: Path) -> None:
     assert load(tmp_path).problems == [f"unequal steps on {ENV}: static-0.9 1,200, set-0.9 2,400"]
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_arms_that_nobody_timed_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path, {"static-0.9": [1.0, 2.0], "set-0.9": [1.0, 2.0]})
     path = tmp_path / ENV / "set-0.9/seed-1/result.json"
@@ -320,6 +323,7 @@ def test_arms_that_nobody_timed_are_said(tmp_path: Path, capsys: pytest.CaptureF
     assert {row["arm"] for row in rows(tmp_path, "seconds.csv")} == {"static-0.9"}
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_picture_of_somebody_else_stays(tmp_path: Path) -> None:
     write_study(tmp_path, {"static-0.9": [1.0, 2.0]})
     folder = tmp_path / "report"
@@ -399,6 +403,7 @@ def test_flags_that_cannot_be(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_names_are_text(tmp_path: Path) -> None:
     """Arms are checked when a study is made; a plan may have been edited since."""
     name = "a<b>&-0.9"

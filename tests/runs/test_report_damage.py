@@ -120,6 +120,7 @@ def test_a_plan_that_cannot_be_used(change: Callable[[Any], Any], reason: str, t
     assert f"study.json is damaged ({reason})" in str(caught.value)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_the_rest_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path, LEVELS)
     edit(tmp_path / BAD, lambda r: r.update(curve="gone"))
@@ -140,10 +141,8 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)  # some 500 reports
 @pytest.mark.parametrize("kind", ["agents", "continual"])
-def test_nothing_that_a_result_may_hold_stops_a_report(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **_: file.write(b"png"))
+@pytest.mark.usefixtures("blank_pictures")
+def test_nothing_that_a_result_may_hold_stops_a_report(kind: str, tmp_path: Path) -> None:
     if kind == "agents":
         target = write_study(tmp_path / "study", LEVELS) / BAD
     else:
