@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,24 @@ from runs.options import List
 
 def _first_line(entry: Any) -> str:
     return (getattr(entry, "__doc__", None) or "").strip().splitlines()[0]
+
+
+def _options(part: Any) -> str:
+    """The options that are given with a name, with their defaults: ` [std=0.1]`; nothing where there are none."""
+    parameters = inspect.signature(part).parameters.values()
+    given = [f"{each.name}={each.default}" for each in parameters if each.kind is each.KEYWORD_ONLY]
+    return f" [{':'.join(given)}]" if given else ""
+
+
+def _parts(registry: str) -> dict[str, str]:
+    """Of a registry of `sparse_core` whose entries are functions, or have one to choose or to multiply."""
+    import sparse_core
+
+    found = {}
+    for name, entry in getattr(sparse_core, registry).items():
+        part = getattr(entry, "choose", None) or getattr(entry, "product", None) or entry
+        found[name] = _first_line(part) + (_options(part) if hasattr(entry, "choose") else "")
+    return found
 
 
 def _algos() -> dict[str, str]:
@@ -27,36 +47,6 @@ def _topologies() -> dict[str, str]:
     from sparse_core import PRESETS
 
     return {name: preset.summary for name, preset in PRESETS.items()}
-
-
-def _drop() -> dict[str, str]:
-    from sparse_core import DROP_RULES
-
-    return {name: _first_line(rule.choose) for name, rule in DROP_RULES.items()}
-
-
-def _grow() -> dict[str, str]:
-    from sparse_core import GROW_RULES
-
-    return {name: _first_line(rule.choose) for name, rule in GROW_RULES.items()}
-
-
-def _distributions() -> dict[str, str]:
-    from sparse_core import DISTRIBUTIONS
-
-    return {name: _first_line(rule.choose) for name, rule in DISTRIBUTIONS.items()}
-
-
-def _initial_topologies() -> dict[str, str]:
-    from sparse_core import INITIAL_TOPOLOGIES
-
-    return {name: _first_line(rule.choose) for name, rule in INITIAL_TOPOLOGIES.items()}
-
-
-def _backends() -> dict[str, str]:
-    from sparse_core import BACKENDS
-
-    return {name: _first_line(backend.product) for name, backend in BACKENDS.items()}
 
 
 def _envs() -> dict[str, str]:
@@ -94,14 +84,23 @@ def _benchmarks() -> dict[str, str]:
     }
 
 
+_REGISTRIES = {
+    "drop": "DROP_RULES",
+    "grow": "GROW_RULES",
+    "distributions": "DISTRIBUTIONS",
+    "initial-topologies": "INITIAL_TOPOLOGIES",
+    "schedules": "SCHEDULES",
+    "courses": "COURSES",
+    "births": "BIRTHS",
+    "redistributions": "REDISTRIBUTIONS",
+    "maskings": "MASKINGS",
+    "backends": "BACKENDS",
+}
+
 TABLES: Mapping[str, Callable[[], dict[str, str]]] = {
     "algos": _algos,
     "topologies": _topologies,
-    "drop": _drop,
-    "grow": _grow,
-    "distributions": _distributions,
-    "initial-topologies": _initial_topologies,
-    "backends": _backends,
+    **{kind: partial(_parts, registry) for kind, registry in _REGISTRIES.items()},
     "envs": _envs,
     "presets": _presets,
     "strategies": _strategies,
@@ -116,10 +115,11 @@ def show(options: List) -> int:
         print("\n".join(entries))
         return 0
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, show_header=False, padding=(0, 2))
     for name, summary in entries.items():
-        table.add_row(f"[bold]{name}", summary)
+        table.add_row(f"[bold]{name}", escape(summary))
     Console().print(table)
     return 0

@@ -128,8 +128,8 @@ class Export:
 
 
 Kind = Literal[
-    "algos", "topologies", "drop", "grow", "distributions", "initial-topologies", "backends", "envs", "presets",
-    "strategies", "benchmarks",
+    "algos", "topologies", "drop", "grow", "distributions", "initial-topologies", "schedules", "courses", "births",
+    "redistributions", "maskings", "backends", "envs", "presets", "strategies", "benchmarks",
 ]  # fmt: skip
 
 

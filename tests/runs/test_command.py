@@ -17,7 +17,19 @@ from continual.benchmarks import BENCHMARKS, summary_of
 from continual.catalogue import strategy_names
 from runs.failure import UserError
 from runs.listing import TABLES
-from sparse_core import DISTRIBUTIONS, DROP_RULES, GROW_RULES, INITIAL_TOPOLOGIES, PRESETS
+from sparse_core import (
+    BACKENDS,
+    BIRTHS,
+    COURSES,
+    DISTRIBUTIONS,
+    DROP_RULES,
+    GROW_RULES,
+    INITIAL_TOPOLOGIES,
+    MASKINGS,
+    PRESETS,
+    REDISTRIBUTIONS,
+    SCHEDULES,
+)
 
 BAD: list[tuple[dict[str, Any], str]] = [
     (dict(sparsity=1.0), "`sparsity` must be a number in [0, 1)"),
@@ -171,6 +183,12 @@ def test_a_step_that_is_not_there(finished: Path, unfinished: Path, capsys: pyte
         ("grow", GROW_RULES),
         ("distributions", DISTRIBUTIONS),
         ("initial-topologies", INITIAL_TOPOLOGIES),
+        ("schedules", SCHEDULES),
+        ("courses", COURSES),
+        ("births", BIRTHS),
+        ("redistributions", REDISTRIBUTIONS),
+        ("maskings", MASKINGS),
+        ("backends", BACKENDS),
         ("envs", envs.names()),
         ("presets", AGENT_PRESETS),
         ("strategies", strategy_names()),
@@ -183,7 +201,12 @@ def test_lists(what: str, names: Any, capsys: pytest.CaptureFixture[str], monkey
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert main("list", what) == 0
     table = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out)
-    assert all(re.search(rf"^  {name}  +\w", table, re.MULTILINE) for name in names)
+    assert all(re.search(rf"^  {name}  +\S", table, re.MULTILINE) for name in names)
+
+
+def test_lists_say_the_options_of_a_part() -> None:
+    assert TABLES["births"]()["normal"] == "From N(0, std²), as SET's reference code. [std=0.1]"
+    assert TABLES["births"]()["zero"].endswith("(RigL, arXiv:1911.11134).")
 
 
 def test_benchmarks_are_read_from_the_source_as_they_are() -> None:
