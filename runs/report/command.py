@@ -154,7 +154,8 @@ def _body(
 
 def _summary(evidence: Evidence) -> str:
     arms, seeds = evidence.arms, sorted({run.seed for run in evidence.runs})
-    text = f"{len(arms)} arms ({', '.join(arm.name for arm in arms)}), seeds {', '.join(map(str, seeds))}"
+    text = f"{len(arms)} arm{'s' if len(arms) > 1 else ''} ({', '.join(arm.name for arm in arms)}), "
+    text += f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
     steps = {int(each["steps"]) for arm in arms for each in arm.settings.values() if "steps" in each}
     return text + (f", {max(steps):,} environment steps" if len(steps) == 1 else "")
 

@@ -136,7 +136,7 @@ def draw_endpoints(evidence: Evidence, group: str, palette: Palette, endpoints: 
             axes.plot(values, np.full(len(values), row), ".", color=colour, alpha=0.45, markersize=6)
             if found.low is not None and found.high is not None:
                 axes.plot([found.low, found.high], [row, row], color=colour, linewidth=2, solid_capstyle="round")
-            axes.plot([found.value], [row], "o", color=colour, markersize=6)
+            axes.plot([found.value], [row], palette.marker(arm), color=colour, markersize=6)
         plain(axes, xlabel="percent" if endpoint.percent else "return", title=endpoint.label)
         if not endpoint.percent:
             short_numbers(axes.xaxis)
@@ -243,7 +243,7 @@ def draw_costs(evidence: Evidence, group: str, palette: Palette, endpoint: Endpo
             found, colour = mean(endpoint.values(evidence.of(group, arm.name))), palette.colour(arm)
             if found.low is not None and found.high is not None:
                 axes.plot([price, price], [found.low, found.high], color=colour, alpha=0.6)
-            axes.plot([price], [found.value], "o", color=colour, label=arm.name)
+            axes.plot([price], [found.value], palette.marker(arm), color=colour, label=arm.name)
         plain(axes, xlabel=label)
         if min(prices, default=0) > 0:
             axes.set_xscale("log")

@@ -30,10 +30,11 @@ _COLOURS = (
     "#B2182B",
 )
 _LINES = ("-", "--", ":", "-.")
+_MARKERS = ("o", "s", "^", "D")
 
 
 class Palette:
-    """A colour and a line for each arm of a study, the same in every picture."""
+    """A colour, a line and a point for each arm of a study, the same in every picture."""
 
     def __init__(self, arms: Sequence[Arm]) -> None:
         dense = next((arm.name for arm in arms if arm.method == "dense"), None)
@@ -47,7 +48,14 @@ class Palette:
 
     def line(self, arm: Arm) -> str:
         """Its line style, which tells apart what has the same colour."""
-        return _LINES[self._number.get(arm.name, 0) // len(_COLOURS) % len(_LINES)]
+        return _LINES[self._round(arm) % len(_LINES)]
+
+    def marker(self, arm: Arm) -> str:
+        """Its point, which tells apart what has the same colour."""
+        return _MARKERS[self._round(arm) % len(_MARKERS)]
+
+    def _round(self, arm: Arm) -> int:
+        return self._number.get(arm.name, 0) // len(_COLOURS)
 
 
 def figure(width: float, height: float) -> Figure:

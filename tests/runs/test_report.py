@@ -349,6 +349,14 @@ def test_names_of_forty_arms_fit_beside_their_lines() -> None:
     assert axes.get_window_extent().width > 0.3 * made.bbox.width
 
 
+def test_forty_arms_are_told_apart_by_lines_and_by_points() -> None:
+    arms = [arm(f"static-0.{number:02}", [ENV]) for number in range(40)] + [arm("dense", [ENV])]
+    palette = Palette(arms)
+    for style in (palette.line, palette.marker):
+        assert len({(palette.colour(each), style(each)) for each in arms}) == 41
+    assert palette.colour(arms[-1]) not in {palette.colour(each) for each in arms[:-1]}
+
+
 def test_pictures_have_few_colours_and_look_as_drawn() -> None:
     made = figure(4, 3)
     axes = made.subplots()
