@@ -33,12 +33,17 @@ class Endpoint:
         found = [self.of_run(run) for run in runs]
         return np.array([value for value in found if value is not None], np.float64)
 
-    def text(self, value: float | None, signed: bool = False) -> str:
+    def text(self, value: float | None) -> str:
         """For people."""
         if value is None:
             return "–"
-        sign = "+" if signed else ""
-        return f"{100 * value:{sign}.1f} %" if self.percent else f"{value:{sign},.{self.digits}f}"
+        return f"{100 * value:.1f} %" if self.percent else f"{value:,.{self.digits}f}"
+
+    def difference_text(self, value: float | None) -> str:
+        """A difference for people, of percentages in points."""
+        if value is None:
+            return "–"
+        return f"{100 * value:+.1f} points" if self.percent else f"{value:+,.{self.digits}f}"
 
 
 def area_under_curve(result: dict[str, Any], begin: float = 0.0) -> float:

@@ -156,7 +156,7 @@ def contrast_rows(found: Sequence[Contrast], endpoint: Endpoint, groups: Sequenc
     return [
         [
             f"{each.pair.first.name} − {each.pair.second.name}", *_group(each, groups), each.word,
-            _scale(endpoint, each, groups).text(each.difference.value, signed=True),
+            _scale(endpoint, each, groups).difference_text(each.difference.value),
             _range(_scale(endpoint, each, groups), each.difference.low, each.difference.high),
             p_text(each.difference.p), p_text(each.p_holm), p_text(each.p_permutation), _share(each.improvement),
             f"{each.difference.runs[0]}, {each.difference.runs[1]}",
@@ -182,7 +182,9 @@ def contrast_headings(groups: Sequence[str]) -> list[str]:
 
 
 def _range(endpoint: Endpoint, low: float | None, high: float | None) -> str:
-    return "–" if low is None else f"{endpoint.text(low, signed=True)} … {endpoint.text(high, signed=True)}"
+    if low is None:
+        return "–"
+    return f"{endpoint.difference_text(low).removesuffix(' points')} … {endpoint.difference_text(high)}"
 
 
 def _share(found: Interval) -> str:

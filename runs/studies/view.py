@@ -73,7 +73,7 @@ class View:
             left = "" if not speed else _time((progress.total - progress.done) / speed)
             share = f"{progress.done:,} / {progress.total:,}"
             shown = "" if progress.score is None else _score(progress.score, cell)
-            table.add_row(cell.name, "running", share, f"{speed:,.0f}" if speed else "", left, shown)
+            table.add_row(cell.name, "running", share, _rate(speed), left, shown)
         return Group(table, self._summary())
 
     def _speed(self, cell: Cell, progress: Progress) -> float | None:
@@ -108,6 +108,10 @@ class View:
         text = Text(f"{counts or 'none finished'} of {len(states)} runs{left}  (Ctrl-C saves and stops)")
         line.add_row(ProgressBar(total=max(total, 1), completed=done, width=24), text)
         return line
+
+
+def _rate(speed: float | None) -> str:
+    return "" if not speed else f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
 
 
 def _score(score: float, cell: Cell) -> str:

@@ -471,6 +471,7 @@ def test_learners(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "task not known +20 points (95 % interval +18 … +22 points by Welch, n = 3 and 3" in said
     page = read_page(directory)
     assert "naive (fine-tuning without any protection)" in page.text
+    assert "+20.0 points" in page.text  # in the table of contrasts, too
     assert "Not in this study: ncm, slda, joint; add them with --strategies ncm,slda,joint." in page.text
     for name in ("R-split-digits-spacenet.png", "accuracy-split-digits-naive.png", "endpoints-split-digits.png"):
         assert (directory / "report" / name).is_file()
