@@ -88,31 +88,37 @@ def dense_backward_inputs_block(
 
 
 @serial
-def dense_backward_values_block(dweight: Any, dy: Any, x: Any, first_row: Any, last_row: Any) -> None:
-    """Rows first_row … last_row-1 of dW = dy xᵀ."""
-    """Rows first_row … last_row-1 of dW = dy xᵀ."""
-    size, batch, width, zero = x.itemsize, x.shape[1], x.shape[0], x.dtype.type(0)
-    stride, out_stride = batch * size, width * size
-    block = max(1, KEPT_BYTES // (DOTS * stride)) * DOTS
+def dense_backward_values_block(
+    dweight: Any, dy: Any, x: Any, first_row: Any, last_row: Any, before: Any, tile: Any, last: Any,
+    dy_jump: Any, x_jump: Any,
+) -> None:  # fmt: skip
+    """Rows first_row … last_row-1 of dW = dy xᵀ.
+
+    The batch lies in `before` tiles of `tile` entries and one of `last`, so many bytes from one to the next.
+    """
+    size, width, zero = x.itemsize, x.shape[0], x.dtype.type(0)
+    stride, dy_stride, out_stride = x.shape[1] * size, dy.shape[1] * size, width * size
+    block = max(1, KEPT_BYTES // (DOTS * max(1, before * tile + last) * size)) * DOTS
     for first_column in range(0, width, block):
         last_column = min(width, first_column + block)
         row = first_row
         while row < last_row:
             tall = row + DOT_ROWS <= last_row
-            left, column = dy.ctypes.data + row * stride, first_column
+            left, column = dy.ctypes.data + row * dy_stride, first_column
             while column < last_column:
                 out = dweight.ctypes.data + row * out_stride + column * size
-                right = x.ctypes.data + column * stride
-                if column + DOTS <= last_column:
-                    if tall:
-                        dots_tile(out, out_stride, left, right, stride, batch, zero)
-                    else:
-                        dots_row(out, out_stride, left, right, stride, batch, zero)
-                    column += DOTS
+                right, wide = x.ctypes.data + column * stride, column + DOTS <= last_column
+                if wide and tall:
+                    dots_tile(
+                        out, out_stride, left, right, dy_stride, stride, before, tile, last, dy_jump, x_jump, zero
+                    )
+                elif wide:
+                    dots_row(out, out_stride, left, right, dy_stride, stride, before, tile, last, dy_jump, x_jump, zero)
+                elif tall:
+                    dots_column(
+                        out, out_stride, left, right, dy_stride, stride, before, tile, last, dy_jump, x_jump, zero
+                    )
                 else:
-                    if tall:
-                        dots_column(out, out_stride, left, right, stride, batch, zero)
-                    else:
-                        dot(out, out_stride, left, right, stride, batch, zero)
-                    column += 1
+                    dot(out, out_stride, left, right, dy_stride, stride, before, tile, last, dy_jump, x_jump, zero)
+                column += DOTS if wide else 1
             row += DOT_ROWS if tall else 1

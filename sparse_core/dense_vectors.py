@@ -86,31 +86,42 @@ backward_row = _weighted_rows(1, forward=False)
 
 def _dots(rows: int, columns: int) -> Any:
     @intrinsic
-    def dots(typing, out, out_stride, y, x, stride, count, like):  # type: ignore[no-untyped-def]
+    def dots(  # type: ignore[no-untyped-def]
+        typing, out, out_stride, y, x, y_stride, x_stride, before, tile, last, y_jump, x_jump, like
+    ):
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            out, out_stride, y, x, stride, count, _ = arguments
+            out, out_stride, y, x, y_stride, x_stride, before, tile, last, y_jump, x_jump, _ = arguments
             at = _registers(context, builder, signature.args[-1])
 
-            def add(k: Any, sums: list[Any], mask: Any) -> list[Any]:
+            def bases(number: Any) -> list[Any]:
+                return [builder.add(base, builder.mul(number, jump)) for base, jump in ((y, y_jump), (x, x_jump))]
+
+            def add(k: Any, sums: list[Any], mask: Any, y: Any, x: Any) -> list[Any]:
                 offset = builder.mul(k, I64(at.bytes))
 
-                def row(base: Any, number: int) -> Any:
+                def row(base: Any, number: int, stride: Any) -> Any:
                     return at.load(builder.add(base, builder.add(offset, builder.mul(I64(number), stride))), 0, mask)
 
-                left = [row(y, r) for r in range(rows)]
+                left = [row(y, r, y_stride) for r in range(rows)]
                 sums = list(sums)
                 for c in range(columns):  # one at a time: registers hold no more
-                    other = row(x, c)
+                    other = row(x, c, x_stride)
                     for r, value in enumerate(left):
                         sums[r * columns + c] = at.fma(value, other, sums[r * columns + c])
                 return sums
 
-            zeros = [at.zero] * (rows * columns)
-            k, sums = loop(builder, I64(0), count, at.count, zeros, lambda k, sums: add(k, sums, None))
-            end = builder.add(count, I64(at.count - 1))  # once more where entries are left
+            def whole(number: Any, sums: list[Any]) -> list[Any]:
+                places = bases(number)
+                return loop(builder, I64(0), tile, at.count, sums, lambda k, sums: add(k, sums, None, *places))[1]
+
+            _, sums = loop(builder, I64(0), before, 1, [at.zero] * (rows * columns), whole)
+            places = bases(before)
+            k, sums = loop(builder, I64(0), last, at.count, sums, lambda k, sums: add(k, sums, None, *places))
+            end = builder.add(last, I64(at.count - 1))  # once more where entries are left
             _, sums = loop(
-                builder, k, end, at.count, sums, lambda k, sums: add(k, sums, at.mask(builder.sub(count, k)))
-            )
+                builder, k, end, at.count, sums,
+                lambda k, sums: add(k, sums, at.mask(builder.sub(last, k)), *places),
+            )  # fmt: skip
             for r in range(rows):
                 part = sums[r * columns : (r + 1) * columns]
                 total = sum_each(builder, at, part if columns == DOTS else part * 4)
@@ -120,7 +131,7 @@ def _dots(rows: int, columns: int) -> Any:
                 )
             return context.get_dummy_value()
 
-        return types.void(*(types.int64,) * 6, like), codegen
+        return types.void(*(types.int64,) * 11, like), codegen
 
     return dots
 
@@ -129,7 +140,8 @@ dots_tile = _dots(DOT_ROWS, DOTS)
 """A tile of `DOT_ROWS` × `DOTS` sums over the batch: out[r, c] = ⟨y[r], x[c]⟩.
 
 Arguments: address of the tile's first number and bytes from one row of it to the next; addresses of y and x; bytes from
-one row of either to the next; the batch; any number of the element type.
+one row of each to the next; tiles of the batch before the last, entries in each and in the last, and bytes from one to
+the next for y and x; any number of the element type.
 """
 
 dots_row = _dots(1, DOTS)

@@ -1,8 +1,9 @@
 """Alike networks (twin critics) computed together, forward and backward, without autograd and without allocating.
 
-Activations are feature-major (features, batch). Compiled passes (`passes`) go through all layers of all networks at
-once: sparse ones by their connections, dense ones as matrices, those of `gemm` as matrices after scattering. Hidden
-layers may be normalised before their ReLU, as `nn.LayerNorm` does it.
+Activations are feature-major: (features, batch), or between sparse layers (tiles of the batch, features, entries).
+Compiled passes (`passes`) go through all layers of all networks at once: sparse ones by their connections, dense ones
+as matrices, those of `gemm` as matrices after scattering. Hidden layers may be normalised before their ReLU, as
+`nn.LayerNorm` does it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_core import csr, passes
-from sparse_core.kernels import threads_for
+from sparse_core.kernels import LARGEST, threads_for
 from sparse_core.layers import SparseLinear
 from sparse_core.normalisation import EPSILON
 from sparse_core.vectors import UNIT, VECTOR_BYTES
@@ -128,6 +129,7 @@ class Step:
     trained: bool
     scratch: Scratch | None
     normed: Normed | None
+    tile: int
     weights: Tensor = field(init=False)
     bias: Tensor = field(init=False)
     weight_gradient: Tensor = field(init=False)
@@ -144,6 +146,10 @@ class Step:
     def passed(self) -> tuple[Tensor, Tensor]:
         """What the next layer reads, and where it puts the gradient of that."""
         return self.y if self.normed is None else self.normed.y, self.dy
+
+    def _jump(self, array: Tensor) -> int:
+        """Bytes from a tile of the batch to the next."""
+        return (array.stride(0) if array.dim() == 3 else self.tile) * array.element_size()
 
     def row(self) -> tuple[list[int], list[Tensor]]:
         """The layer as compiled passes take it, and all that it points to."""
@@ -165,6 +171,8 @@ class Step:
             passes.BIAS: self.bias.data_ptr(), passes.RELU: self.relu and self.normed is None,
             passes.GATED: self.gated, passes.DENSE: dense, passes.TRANSPOSE_POINTER: transpose[0],
             passes.TRANSPOSE_COLUMNS: transpose[1], passes.TRANSPOSE_ORDER: transpose[2],
+            passes.X_WIDTH: self.x.shape[-1], passes.X_JUMP: self._jump(self.x),
+            passes.Y_WIDTH: self.y.shape[-1], passes.Y_JUMP: self._jump(self.y),
             passes.X: x, passes.Y: y, passes.DX: dx, passes.DY: dy, passes.DVALUES: dvalues, passes.DBIAS: dbias,
         }.items():  # fmt: skip
             row[place] = value
@@ -178,16 +186,16 @@ class Step:
 class Normed:
     """What comes between a layer of one network and the next: normalisation and ReLU."""
 
-    def __init__(self, norm: nn.LayerNorm, z: Tensor, trained: bool, like: Normed | None) -> None:
+    def __init__(self, norm: nn.LayerNorm, z: Tensor, batch: int, trained: bool, like: Normed | None) -> None:
         self.norm = norm
         self.scale, self.shift = norm.weight.detach(), norm.bias.detach()
         self.scale_gradient, self.shift_gradient = (
             torch.empty_like(tensor) if trained else tensor[:0] for tensor in (self.scale, self.shift)
         )
-        units = -(-z.nbytes // (len(z) * UNIT * VECTOR_BYTES)) if trained else 0
+        units = -(-batch * z.element_size() // (UNIT * VECTOR_BYTES)) if trained else 0
         self.y = torch.empty_like(z) if trained else z  # z is asked for again in the backward pass
-        self.statistics: Tensor = z.new_empty(4, z.shape[1]) if like is None else like.statistics
-        self.parts = z.new_empty(units, 2, len(z))
+        self.statistics: Tensor = z.new_empty(*z.shape[:-2], 4, z.shape[-1]) if like is None else like.statistics
+        self.parts = z.new_empty(units, 2, z.shape[-2])
 
     def places(self) -> dict[int, Tensor]:
         """What compiled passes are told of it."""
@@ -231,18 +239,24 @@ class FusedNetworks:
     Addresses are taken once: make a new one when a parameter or index has moved (`Watch`).
     """
 
+    tile: int
+    """Entries of the batch that lie together in hidden activations; the whole batch where they are one matrix."""
+
     def __init__(
         self, networks: Sequence[nn.Module], inputs: Tensor, *, trained: bool = True, like: FusedNetworks | None = None
     ) -> None:
         parts = [found for network in networks if (found := perceptron(network))]
         self.inputs, self._activations = inputs, list[Tensor]()
         count, self.batch = len(parts), inputs.shape[1]
+        self.tile = _tile(parts, inputs) if like is None else like.tile
         self.input_gradients = inputs.new_empty(count, *inputs.shape) if trained else inputs
         self.steps: list[list[Step]] = []  # by depth, then network
         x, dx = [inputs] * count, [*self.input_gradients] if trained else [inputs] * count
         for number, column in enumerate(zip(*(one.layers for one in parts), strict=True)):
-            shape, relu = (count, column[0].out_features, self.batch), number < len(parts[0].layers) - 1
-            y = inputs.new_empty(shape) if like is None else like._activations[number]
+            relu, features = number < len(parts[0].layers) - 1, column[0].out_features
+            tiles = -(-self.batch // self.tile)
+            shape = (tiles, features, self.tile) if relu and tiles > 1 else (features, self.batch)
+            y = inputs.new_empty(count, *shape) if like is None else like._activations[number]
             dy = torch.empty_like(y) if trained else y
             self._activations.append(y)
             norms = [one.norms[number] for one in parts]
@@ -250,7 +264,7 @@ class FusedNetworks:
             self.steps.append([
                 Step(
                     layer, x[i], y[i], dx[i], dy[i], relu, number > 0, trained,
-                    _scratch(layer, other), _normed(norm, y[i], trained, other),
+                    _scratch(layer, other), _normed(norm, y[i], self.batch, trained, other), self.tile,
                 )
                 for i, (layer, norm, other) in enumerate(zip(column, norms, others, strict=True))
             ])  # fmt: skip
@@ -287,31 +301,31 @@ class FusedNetworks:
             scratch.scatter(step.weights, positions)
         slices = self._slices()
         if slices:
-            passes.forward_threaded(self._rows, self.batch, slices, self._like)
+            passes.forward_threaded(self._rows, self.batch, self.tile, slices, self._like)
         else:
-            passes.forward_serial(self._rows, self.batch, self._like)
+            passes.forward_serial(self._rows, self.batch, self.tile, self._like)
 
     def backward(self, inputs: tuple[int, int] = (0, 0)) -> None:
         """From `output_gradients`: every activation's gradient, and those of these inputs (first, last + 1)."""
         slices = min(self._slices(), 1) if self._whole else self._slices()
         if slices:
-            passes.backward_threaded(self._rows, self.batch, *inputs, slices, self._like, INDEX)
+            passes.backward_threaded(self._rows, self.batch, self.tile, *inputs, slices, self._like, INDEX)
         else:
-            passes.backward_serial(self._rows, self.batch, *inputs, self._like, INDEX)
+            passes.backward_serial(self._rows, self.batch, self.tile, *inputs, self._like, INDEX)
 
     def gradients(self) -> None:
         """After `backward`: gradients of all parameters, and what growth rules asked for."""
         slices = self._slices()
         if slices:
-            passes.gradients_threaded(self._rows, self.batch, slices, self._like)
+            passes.gradients_threaded(self._rows, self.batch, self.tile, slices, self._like)
         else:
-            passes.gradients_serial(self._rows, self.batch, self._like)
+            passes.gradients_serial(self._rows, self.batch, self.tile, self._like)
         for scratch, step, positions in self._scattered:
             scratch.gather(positions, step.weight_gradient)
         for column in self.steps:
             for step in column:
                 if isinstance(step.layer, SparseLinear) and step.layer.capture is not None:
-                    step.layer.capture.add(step.x.T, step.dy.T)
+                    step.layer.capture.add(*(_entries(array, self.batch) for array in (step.x, step.dy)))
 
     def first(self) -> FusedNetworks:
         """The first network alone, on the same arrays."""
@@ -340,8 +354,25 @@ def _scratch(layer: Linear, other: Step | None) -> Scratch | None:
     return Scratch(layer) if other is None else other.scratch
 
 
-def _normed(norm: nn.LayerNorm | None, z: Tensor, trained: bool, other: Step | None) -> Normed | None:
-    return None if norm is None else Normed(norm, z, trained, None if other is None else other.normed)
+def _normed(norm: nn.LayerNorm | None, z: Tensor, batch: int, trained: bool, other: Step | None) -> Normed | None:
+    return None if norm is None else Normed(norm, z, batch, trained, None if other is None else other.normed)
+
+
+def _tile(networks: Sequence[Perceptron], inputs: Tensor) -> int:
+    """Entries of the batch that lie together: as many as a kernel takes at once, so that the cache holds them.
+
+    Of a whole batch a wide layer's rows are far apart and its activations larger than the cache. Dense hidden layers
+    are not cut: their weights are what has to be read again for every tile.
+    """
+    batch, tile = inputs.shape[1], LARGEST * VECTOR_BYTES // inputs.element_size()
+    hidden = [layer for one in networks for layer in one.layers[:-1]]
+    sparse = hidden and all(isinstance(layer, SparseLinear) and layer.backend == "csr" for layer in hidden)
+    return tile if sparse and batch > tile else max(1, batch)
+
+
+def _entries(array: Tensor, batch: int) -> Tensor:
+    """Batch first: (batch, features)."""
+    return array.T if array.dim() == 2 else array.transpose(1, 2).flatten(0, 1)[:batch]
 
 
 class Watch:

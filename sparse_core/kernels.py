@@ -170,13 +170,16 @@ def backward_inputs_block(
 
 @serial
 def backward_values_block(
-    dvalues: Any, dy: Any, x: Any, row_pointer: Any, columns: Any, first_row: Any, last_row: Any
+    dvalues: Any, dy: Any, x: Any, row_pointer: Any, columns: Any, first_row: Any, last_row: Any, batch: Any, fresh: Any
 ) -> None:
-    """dvalues[k] = Σ_b dy[row_k, b] x[column_k, b] for the connections of these rows."""
-    size, batch, rows = x.itemsize, x.shape[1], last_row - first_row
-    stride = batch * size
+    """dvalues[k] = Σ_b dy[row_k, b] x[column_k, b] for the connections of these rows, b from 0 to batch-1.
+
+    Added to what is there unless `fresh`.
+    """
+    size, rows = x.itemsize, last_row - first_row
+    dy_stride, x_stride = dy.shape[1] * size, x.shape[1] * size
     out, dy_base, x_base, columns_base = dvalues.ctypes.data, dy.ctypes.data, x.ctypes.data, columns.ctypes.data
-    if batch == 0:
+    if batch == 0 and fresh:
         dvalues[row_pointer[first_row] : row_pointer[last_row]] = 0
     done = np.empty(0, np.int64)
     start = 0
@@ -194,8 +197,8 @@ def backward_values_block(
                     finish = block_end(columns, begin, finish, limit)
                     done[row - first_row] = finish
                 sampled_dots(  # type: ignore[call-arg]  # Numba itself gives the first argument
-                    out, dy_base + row * stride + start * size, x_base + start * size, stride, columns_base,
-                    begin, finish, end - start, start == 0, dvalues.dtype.type(0),
+                    out, dy_base + row * dy_stride + start * size, x_base + start * size, x_stride, columns_base,
+                    begin, finish, end - start, fresh and start == 0, dvalues.dtype.type(0),
                 )  # fmt: skip
         start = end
 
@@ -239,7 +242,7 @@ def backward_values_threaded(dvalues: Any, dy: Any, x: Any, row_pointer: Any, co
     """`backward_values_block` over everything, on `threads` threads: a sum over the batch, so cut by rows only."""
     for task in prange(threads):
         first, last = row_boundary(row_pointer, task, threads), row_boundary(row_pointer, task + 1, threads)
-        backward_values_block(dvalues, dy, x, row_pointer, columns, first, last)
+        backward_values_block(dvalues, dy, x, row_pointer, columns, first, last, x.shape[1], True)
 
 
 def forward(y: Any, x: Any, row_pointer: Any, columns: Any, values: Any, bias: Any, relu: bool = False) -> None:
@@ -266,4 +269,4 @@ def backward_values(dvalues: Any, dy: Any, x: Any, row_pointer: Any, columns: An
     if threads > 1:
         backward_values_threaded(dvalues, dy, x, row_pointer, columns, threads)
     else:
-        backward_values_block(dvalues, dy, x, row_pointer, columns, 0, dy.shape[0])
+        backward_values_block(dvalues, dy, x, row_pointer, columns, 0, dy.shape[0], x.shape[1], True)

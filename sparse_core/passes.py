@@ -1,8 +1,9 @@
 """Compiled passes over whole networks: several layers, and several alike networks, in one parallel region.
 
 A layer is a row of addresses and sizes (the constants below), so that one compiled function serves any depth and
-any number of networks; `sparse_core.networks` fills the rows and keeps what they point to alive. The batch is cut
-into slices that never wait for each other from the first layer to the last.
+any number of networks; `sparse_core.fused_networks` fills the rows and keeps what they point to alive. The batch is cut
+into slices that never wait for each other from the first layer to the last. It may lie in tiles of `tile` entries,
+each as a matrix of its own: where it does not, `tile` is the batch.
 
 As `kernels`: importing this file imports Numba.
 """
@@ -30,12 +31,13 @@ from sparse_core.vectors import UNIT, VECTOR_BYTES, pointer, vector_sum
 
 # One layer: a row of int64. A dense one has no connections to speak of (NNZ 0, no indices): VALUES is its matrix.
 # Where a layer normalisation comes between it and its ReLU, NORMALISED is the address of what comes out, else 0.
+# X and DX, Y and DY lie in tiles of the batch, rows of …_WIDTH entries, …_JUMP bytes from one tile to the next.
 (
     OUT, IN, NNZ, POINTER, COLUMNS, VALUES, BIAS, RELU, TRANSPOSE_POINTER, TRANSPOSE_COLUMNS, TRANSPOSE_ORDER,
     X, Y, DX, DY, GATED, DVALUES, DBIAS, DENSE,
-    NORMALISED, STATISTICS, SCALE, SHIFT, PARTS, DSCALE, DSHIFT,
-) = range(26)  # fmt: skip
-FIELDS = 26
+    NORMALISED, STATISTICS, SCALE, SHIFT, PARTS, DSCALE, DSHIFT, X_WIDTH, X_JUMP, Y_WIDTH, Y_JUMP,
+) = range(30)  # fmt: skip
+FIELDS = 30
 
 # One tensor that an optimizer updates.
 VALUE, GRADIENT, FIRST, SECOND, AGES, ENTRIES, ENTRY_AGES = range(7)
@@ -82,22 +84,57 @@ def rows_at_once(normalised: Any, dense: Any, rows: Any) -> Any:
 
 
 @serial
-def parts_at(row: Any, batch: Any, like: Any) -> Any:
-    """Sums over units of the batch (units, 2, features) for the scales and shifts after a layer."""
-    unit = UNIT * VECTOR_BYTES // vector_at(0, 0, like).itemsize
-    shape = ((batch + unit - 1) // unit, 2, row[OUT])
-    return carray(pointer(row[PARTS], like), shape)  # type: ignore[call-arg]
+def input_at(row: Any, address: Any, tile: Any, like: Any) -> Any:
+    """A tile of what a layer reads, or of its gradient: (in, entries)."""
+    return matrix_at(address + tile * row[X_JUMP], row[IN], row[X_WIDTH], like)
 
 
 @serial
-def forward_slice(layers: Any, batch: Any, start: Any, stop: Any, like: Any) -> None:
-    """Batch entries start … stop-1 of one network, from its first layer to its last."""
+def output_at(row: Any, address: Any, tile: Any, like: Any) -> Any:
+    """A tile of what a layer makes, or of its gradient: (out, entries)."""
+    return matrix_at(address + tile * row[Y_JUMP], row[OUT], row[Y_WIDTH], like)
+
+
+@serial
+def statistics_at(row: Any, tile: Any, like: Any) -> Any:
+    """A tile of what a normalisation knows of each batch entry: (4, entries)."""
+    jump = 4 * row[Y_WIDTH] * vector_at(0, 0, like).itemsize
+    return matrix_at(row[STATISTICS] + tile * jump, 4, row[Y_WIDTH], like)
+
+
+@serial
+def parts_at(row: Any, unit: Any, units: Any, like: Any) -> Any:
+    """Sums over units of the batch from `unit` on (units, 2, features) for the scales and shifts after a layer."""
+    first = row[PARTS] + unit * 2 * row[OUT] * vector_at(0, 0, like).itemsize
+    return carray(pointer(first, like), (units, 2, row[OUT]))  # type: ignore[call-arg]
+
+
+@serial
+def units_of(entries: Any, like: Any) -> Any:
+    """How many units of vectors hold so many entries."""
+    unit = UNIT * VECTOR_BYTES // vector_at(0, 0, like).itemsize
+    return (entries + unit - 1) // unit
+
+
+@serial
+def forward_slice(layers: Any, tile: Any, start: Any, stop: Any, like: Any) -> None:
+    """Batch entries start … stop-1 of one network, tile by tile, which the cache then holds from layer to layer."""
+    while start < stop:
+        number = start // tile
+        end = min(stop, (number + 1) * tile)
+        forward_tile(layers, number, start - number * tile, end - number * tile, like)
+        start = end
+
+
+@serial
+def forward_tile(layers: Any, tile: Any, start: Any, stop: Any, like: Any) -> None:
+    """Entries start … stop-1 of a tile of one network, from its first layer to its last."""
     for number in range(layers.shape[0]):
         row = layers[number]
-        y, x = matrix_at(row[Y], row[OUT], batch, like), matrix_at(row[X], row[IN], batch, like)
+        y, x = output_at(row, row[Y], tile, like), input_at(row, row[X], tile, like)
         bias, relu = vector_at(row[BIAS], row[OUT], like), row[RELU] != 0
         normalised = row[NORMALISED] != 0
-        statistics = matrix_at(row[STATISTICS], 4, batch, like)
+        statistics = statistics_at(row, tile, like)
         step = rows_at_once(normalised, row[DENSE], row[OUT])
         for first in range(0, row[OUT], step):
             last = min(first + step, row[OUT])
@@ -114,24 +151,37 @@ def forward_slice(layers: Any, batch: Any, start: Any, stop: Any, like: Any) -> 
                 statistics_block(y, statistics, first, last, start, stop)
         if normalised:
             normalise_block(
-                matrix_at(row[NORMALISED], row[OUT], batch, like), y, statistics,
+                output_at(row, row[NORMALISED], tile, like), y, statistics,
                 vector_at(row[SCALE], row[OUT], like), vector_at(row[SHIFT], row[OUT], like), start, stop,
             )  # fmt: skip
 
 
 @serial
 def backward_slice(
-    layers: Any, batch: Any, first_input: Any, last_input: Any, start: Any, stop: Any, like: Any, index: Any
+    layers: Any, tile: Any, first_input: Any, last_input: Any, start: Any, stop: Any, like: Any, index: Any
 ) -> None:
-    """Gradients of these batch entries, from the last layer's outputs down to the first layer's given inputs."""
+    """Gradients of batch entries start … stop-1 of one network, tile by tile."""
+    while start < stop:
+        number = start // tile
+        end, before = min(stop, (number + 1) * tile), number * tile
+        units = units_of(tile, like)
+        backward_tile(layers, number, units, first_input, last_input, start - before, end - before, like, index)
+        start = end
+
+
+@serial
+def backward_tile(
+    layers: Any, tile: Any, units: Any, first_input: Any, last_input: Any, start: Any, stop: Any, like: Any, index: Any
+) -> None:
+    """Gradients of entries of a tile, from the last layer's outputs down to the first layer's given inputs."""
     for number in range(layers.shape[0] - 1, -1, -1):
         row = layers[number]
         begin, end = (first_input, last_input) if number == 0 else (0, row[IN])
-        dx, dy = matrix_at(row[DX], row[IN], batch, like), matrix_at(row[DY], row[OUT], batch, like)
-        gate = matrix_at(row[X], row[IN] if row[GATED] else 0, batch, like)
+        dx, dy = input_at(row, row[DX], tile, like), output_at(row, row[DY], tile, like)
+        gate = matrix_at(row[X] + tile * row[X_JUMP], row[IN] if row[GATED] else 0, row[X_WIDTH], like)
         if row[NORMALISED]:  # the layer above has added up what this needs
             normalise_backward_block(
-                dy, matrix_at(row[Y], row[OUT], batch, like), matrix_at(row[STATISTICS], 4, batch, like),
+                dy, output_at(row, row[Y], tile, like), statistics_at(row, tile, like),
                 vector_at(row[SCALE], row[OUT], like), start, stop,
             )  # fmt: skip
         below = layers[max(number - 1, 0)]
@@ -151,83 +201,96 @@ def backward_slice(
                 )  # fmt: skip
             if normalised:
                 gradient_sums_block(
-                    dx, matrix_at(below[Y], row[IN], batch, like), matrix_at(below[STATISTICS], 4, batch, like),
-                    vector_at(below[SCALE], row[IN], like), parts_at(below, batch, like), first, last, start, stop,
+                    dx, output_at(below, below[Y], tile, like), statistics_at(below, tile, like),
+                    vector_at(below[SCALE], row[IN], like), parts_at(below, tile * units, units, like),
+                    first, last, start, stop,
                 )  # fmt: skip
 
 
 @serial
-def gradient_part(layers: Any, batch: Any, part: Any, parts: Any, like: Any) -> None:
+def gradient_part(layers: Any, batch: Any, tile: Any, part: Any, parts: Any, like: Any) -> None:
     """Gradients of one part of every layer's values and biases, and of the scales and shifts after it."""
+    before = max(0, batch - 1) // tile
+    left = batch - before * tile
     for number in range(layers.shape[0]):
         row = layers[number]
-        x, dy = matrix_at(row[X], row[IN], batch, like), matrix_at(row[DY], row[OUT], batch, like)
+        x, dy = input_at(row, row[X], 0, like), output_at(row, row[DY], 0, like)
         if row[DENSE]:
             first, last = row[OUT] * part // parts, row[OUT] * (part + 1) // parts
-            dense_backward_values_block(matrix_at(row[DVALUES], row[OUT], row[IN], like), dy, x, first, last)
+            dense_backward_values_block(
+                matrix_at(row[DVALUES], row[OUT], row[IN], like), dy, x, first, last, before, tile, left,
+                row[Y_JUMP], row[X_JUMP],
+            )  # fmt: skip
         else:
             row_pointer = vector_at(row[POINTER], row[OUT] + 1, np.int64(0))
             first, last = row_boundary(row_pointer, part, parts), row_boundary(row_pointer, part + 1, parts)
-            backward_values_block(
-                vector_at(row[DVALUES], row[NNZ], like), dy, x, row_pointer,
-                vector_at(row[COLUMNS], row[NNZ], np.int32(0)), first, last,
-            )  # fmt: skip
+            for piece in range(before + 1):
+                backward_values_block(
+                    vector_at(row[DVALUES], row[NNZ], like), output_at(row, row[DY], piece, like),
+                    input_at(row, row[X], piece, like), row_pointer,
+                    vector_at(row[COLUMNS], row[NNZ], np.int32(0)), first, last,
+                    tile if piece < before else left, piece == 0,
+                )  # fmt: skip
         dbias = vector_at(row[DBIAS], row[OUT], like)
         for output in range(first, last):
-            dbias[output] = vector_sum(row[DY] + output * batch * dy.itemsize, batch, like)  # type: ignore[call-arg]
+            dbias[output] = vector_sum(  # type: ignore[call-arg]  # Numba itself gives the first argument
+                row[DY] + output * row[Y_WIDTH] * dy.itemsize, before, tile, left, row[Y_JUMP], like
+            )
         if row[NORMALISED]:
             dscale, dshift = vector_at(row[DSCALE], row[OUT], like), vector_at(row[DSHIFT], row[OUT], like)
-            sum_parts(dscale, dshift, parts_at(row, batch, like), first, last)
+            sum_parts(dscale, dshift, parts_at(row, 0, units_of(batch, like), like), first, last)
 
 
 @serial
-def forward_serial(layers: Any, batch: Any, like: Any) -> None:
+def forward_serial(layers: Any, batch: Any, tile: Any, like: Any) -> None:
     """Forward pass of the networks layers[0], layers[1], … (networks, depth, FIELDS) in one thread."""
     for network in range(layers.shape[0]):
-        forward_slice(layers[network], batch, 0, batch, like)
+        forward_slice(layers[network], tile, 0, batch, like)
 
 
 @threaded
-def forward_threaded(layers: Any, batch: Any, slices: Any, like: Any) -> None:
+def forward_threaded(layers: Any, batch: Any, tile: Any, slices: Any, like: Any) -> None:
     """`forward_serial` with every network's batch in `slices`."""
     for task in prange(layers.shape[0] * slices):
         part = task % slices
         start = slice_boundary(batch, part, slices, like)
         stop = slice_boundary(batch, part + 1, slices, like)
-        forward_slice(layers[task // slices], batch, start, stop, like)
+        forward_slice(layers[task // slices], tile, start, stop, like)
 
 
 @serial
-def backward_serial(layers: Any, batch: Any, first_input: Any, last_input: Any, like: Any, index: Any) -> None:
+def backward_serial(
+    layers: Any, batch: Any, tile: Any, first_input: Any, last_input: Any, like: Any, index: Any
+) -> None:
     """Gradients of all activations, and of inputs first_input … last_input-1, in one thread."""
     for network in range(layers.shape[0]):
-        backward_slice(layers[network], batch, first_input, last_input, 0, batch, like, index)
+        backward_slice(layers[network], tile, first_input, last_input, 0, batch, like, index)
 
 
 @threaded
 def backward_threaded(
-    layers: Any, batch: Any, first_input: Any, last_input: Any, slices: Any, like: Any, index: Any
+    layers: Any, batch: Any, tile: Any, first_input: Any, last_input: Any, slices: Any, like: Any, index: Any
 ) -> None:
     """`backward_serial` with every network's batch in `slices`."""
     for task in prange(layers.shape[0] * slices):
         part = task % slices
         start = slice_boundary(batch, part, slices, like)
         stop = slice_boundary(batch, part + 1, slices, like)
-        backward_slice(layers[task // slices], batch, first_input, last_input, start, stop, like, index)
+        backward_slice(layers[task // slices], tile, first_input, last_input, start, stop, like, index)
 
 
 @serial
-def gradients_serial(layers: Any, batch: Any, like: Any) -> None:
+def gradients_serial(layers: Any, batch: Any, tile: Any, like: Any) -> None:
     """Gradients of all values and biases, in one thread."""
     for network in range(layers.shape[0]):
-        gradient_part(layers[network], batch, 0, 1, like)
+        gradient_part(layers[network], batch, tile, 0, 1, like)
 
 
 @threaded
-def gradients_threaded(layers: Any, batch: Any, parts: Any, like: Any) -> None:
+def gradients_threaded(layers: Any, batch: Any, tile: Any, parts: Any, like: Any) -> None:
     """`gradients_serial` with every layer's rows in `parts`: each sum over the batch stays whole."""
     for task in prange(layers.shape[0] * parts):
-        gradient_part(layers[task // parts], batch, task % parts, parts, like)
+        gradient_part(layers[task // parts], batch, tile, task % parts, parts, like)
 
 
 @serial

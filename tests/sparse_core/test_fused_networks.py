@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sparse_core import Adam, Rewiring, SparseLinear, Topology, kernels
 from sparse_core.fused_networks import FusedNetworks, fusible
 from sparse_core.fused_optimizer import FusedAdam, FusedPolyak
+from sparse_core.vectors import VECTOR_BYTES
 
 KINDS = ("csr", "gemm", "dense")
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -158,16 +159,43 @@ def test_normalised_layers_are_autograds(kind: str, batch: int) -> None:
     assert_like_autograd([shifted], FusedNetworks([shifted], inputs), 1e-8)
 
 
-def test_what_does_not_learn_shares_the_arrays_of_what_does() -> None:
-    networks = [network([9, 20, 12, 1], ["csr", "dense", "csr"], torch.float64, seed, (0, 1)) for seed in (0, 0)]
+@pytest.mark.parametrize(("middle", "batch"), [("dense", 20), ("csr", 150)])
+def test_what_does_not_learn_shares_the_arrays_of_what_does(middle: str, batch: int) -> None:
+    kinds = ["csr", middle, "csr"]
+    networks = [network([9, 20, 12, 1], kinds, torch.float64, seed, (0, 1)) for seed in (0, 0)]
     with torch.no_grad():
         networks[1][1].weight.mul_(-2)
-    inputs = torch.randn(9, 20, dtype=torch.float64, generator=seeded(1))
+    inputs = torch.randn(9, batch, dtype=torch.float64, generator=seeded(1))
     fused = FusedNetworks(networks[:1], inputs)
     target = FusedNetworks(networks[1:], inputs, trained=False, like=fused)
     target.forward()
     torch.testing.assert_close(target.outputs[0].T, networks[1](inputs.T).detach(), rtol=0, atol=1e-12)
     assert_like_autograd(networks[:1], fused, 1e-12)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("batch", [100, 256, 300, 515])
+@pytest.mark.parametrize("norms", [(), (0, 1)])
+@pytest.mark.parametrize("last", ["csr", "dense"])
+def test_a_batch_in_tiles_gives_the_same_bits(
+    batch: int, dtype: torch.dtype, norms: tuple[int, ...], last: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks = [network([9, 40, 30, 3], ["csr", "csr", last], dtype, seed, norms) for seed in (0, 50)]
+    inputs = torch.randn(9, batch, generator=seeded(1), dtype=dtype)
+    given = torch.randn(2, 3, batch, generator=seeded(2), dtype=dtype)
+    results = []
+    for tiled in (True, False):
+        if not tiled:
+            monkeypatch.setattr("sparse_core.fused_networks._tile", lambda networks, inputs: batch)
+        fused = FusedNetworks(networks, inputs)
+        assert (fused.tile < batch) == tiled or VECTOR_BYTES * kernels.LARGEST // inputs.element_size() >= batch
+        fused.forward()
+        fused.output_gradients.copy_(given)
+        fused.backward((0, 9))
+        fused.gradients()
+        results.append([fused.outputs, fused.input_gradients, *(gradient for _, gradient in fused.parameters())])
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_some_input_gradients() -> None:
@@ -186,11 +214,12 @@ def test_some_input_gradients() -> None:
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("batch", [16, 32, 64, 72, 100, 128, 144, 192, 256, 272, 512])
 @pytest.mark.parametrize("norms", [(), (0, 1)])
+@pytest.mark.parametrize("kinds", [("csr", "dense", "csr"), ("csr", "csr", "dense")])
 def test_results_do_not_depend_on_the_threads(
-    batch: int, dtype: torch.dtype, norms: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    batch: int, dtype: torch.dtype, norms: tuple[int, ...], kinds: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "SHARE", 1)  # share out whatever there is
-    networks = [network([20, 90, 30, 1], ["csr", "dense", "csr"], dtype, seed, norms) for seed in (0, 50)]
+    networks = [network([20, 90, 30, 1], [*kinds], dtype, seed, norms) for seed in (0, 50)]
     inputs = torch.randn(20, batch, generator=seeded(1), dtype=dtype)
     results = []
     before = torch.get_num_threads()
@@ -220,16 +249,20 @@ def test_moved_connections_are_followed_in_place(kind: str) -> None:
     assert_like_autograd([one], fused, 1e-12)
 
 
+@pytest.mark.parametrize("batch", [20, 200])
 @pytest.mark.parametrize("norms", [(), (0,)])
-def test_growth_signals_are_kept(norms: tuple[int, ...]) -> None:
+def test_growth_signals_are_kept(norms: tuple[int, ...], batch: int) -> None:
     from sparse_core.signals import Capture
 
-    one = network([8, 10, 1], ["csr", "csr"], torch.float64, 3, norms)
-    fused = FusedNetworks([one], torch.randn(8, 20, dtype=torch.float64))
-    one[0].capture = Capture(1)
+    one = network([8, 10, 9, 1], ["csr", "csr", "csr"], torch.float64, 3, norms)
+    fused = FusedNetworks([one], torch.randn(8, batch, dtype=torch.float64))
+    layers = [module for module in one if isinstance(module, SparseLinear)]
+    for layer in layers:
+        layer.capture = Capture(1)
     assert_like_autograd([one], fused, 1e-12)  # which goes through the modules, too
-    (_, x, dy), (_, module_x, module_dy) = one[0].capture.state()
-    torch.testing.assert_close((x, dy), (module_x, module_dy), rtol=0, atol=1e-12)
+    for layer in layers:
+        (_, x, dy), (_, module_x, module_dy) = layer.capture.state()
+        torch.testing.assert_close((x, dy), (module_x, module_dy), rtol=0, atol=1e-12)
 
 
 REFUSED: dict[str, Callable[[], list[nn.Module]]] = {

@@ -307,6 +307,7 @@ for dtype in (getattr(np, os.environ["DTYPE"]),):
                 row = [rows, columns, nnz, *(0 if array is None else array.ctypes.data for array in [*arrays, dbias])]
                 row += [0] * (passes.FIELDS - len(row))
                 row[passes.RELU], row[passes.GATED] = 1, 1
+                row[passes.X_WIDTH] = row[passes.Y_WIDTH] = batch
                 weight, gradient = (guarded(np.ones((rows, columns), dtype), at_end) for _ in range(2))
                 dense = [*row]
                 dense[passes.DENSE], dense[passes.NNZ], dense[passes.VALUES] = 1, 0, weight.ctypes.data
@@ -331,12 +332,27 @@ for dtype in (getattr(np, os.environ["DTYPE"]),):
                 for field, array in zip(places, held):
                     above[field] = array.ctypes.data
                 above[passes.X], above[passes.DX] = normalisation[0].ctypes.data, y.ctypes.data
-                chains = [guarded(np.array([[layer, above]]), at_end) for layer in lower]
-                for layers in (guarded(np.array([[row], [dense]]), at_end), *chains):
+                above[passes.X_WIDTH] = above[passes.Y_WIDTH] = batch
+                chains = [(guarded(np.array([[layer, above]]), at_end), batch) for layer in lower]
+                # The same with what lies between them in tiles.
+                tile = UNIT * VECTOR_BYTES // x.itemsize
+                tiles = -(-batch // tile)
+                between = [guarded(np.ones((tiles, rows, tile), dtype), at_end) for _ in range(3)]
+                known = guarded(np.ones((tiles, 4, tile), dtype), at_end)
+                for layer, over in ((layer, [*above]) for layer in lower):
+                    for field, array in zip((passes.Y, passes.DY, passes.NORMALISED), between):
+                        layer[field] = array.ctypes.data
+                    layer[passes.STATISTICS] = known.ctypes.data
+                    over[passes.X], over[passes.DX] = layer[passes.NORMALISED], layer[passes.DY]
+                    layer[passes.Y_WIDTH] = over[passes.X_WIDTH] = tile
+                    layer[passes.Y_JUMP] = over[passes.X_JUMP] = rows * tile * x.itemsize
+                    layer[passes.X_JUMP] = over[passes.Y_JUMP] = tile * x.itemsize
+                    chains.append((guarded(np.array([[layer, over]]), at_end), tile))
+                for layers, together in ((guarded(np.array([[row], [dense]]), at_end), batch), *chains):
                     for parts in (1, 2, 3):
-                        passes.forward_threaded(layers, batch, parts, dtype(0))
-                        passes.backward_threaded(layers, batch, 0, columns, parts, dtype(0), np.uint16(0))
-                        passes.gradients_threaded(layers, batch, parts, dtype(0))
+                        passes.forward_threaded(layers, batch, together, parts, dtype(0))
+                        passes.backward_threaded(layers, batch, together, 0, columns, parts, dtype(0), np.uint16(0))
+                        passes.gradients_threaded(layers, batch, together, parts, dtype(0))
         for count in (1, 7, 8, 15, 16, 17, 33):
             arrays = [guarded(np.ones(count, dtype), at_end) for _ in range(4)]
             torch_dtype = torch.from_numpy(arrays[0]).dtype
