@@ -19,7 +19,7 @@ from torch import nn
 from agents import td3_kernels
 from agents.replay import Float32ReplayBuffer
 from sparse_core import Adam
-from sparse_core.fused_networks import FusedNetworks, Watch, fusible, is_hooked, perceptron
+from sparse_core.fused_networks import WHOLE, FusedNetworks, Part, Watch, fusible, is_hooked, perceptron
 from sparse_core.fused_optimizer import FusedAdam, FusedPolyak
 
 
@@ -123,33 +123,40 @@ class FusedUpdate:
         td3_kernels.smooth(actions.numpy(), self._noise.numpy(), model.target_policy_noise, model.target_noise_clip)
         self._next_critics.forward()
         self._next_values.copy_(self._next_critics.outputs)
-        self._critics.forward()
-        loss = td3_kernels.temporal_difference(
-            self._critics.outputs.numpy(), self._next_values.numpy(), self._rewards, self._discounts,
-            self._critics.output_gradients.numpy(),
-        )  # fmt: skip
-        self._critics.backward()
-        self._critics.gradients()
+        outputs, gradients = self._critics.outputs.numpy(), self._critics.output_gradients.numpy()
+        loss = 0.0
+        for part in self._critics.parts():
+            self._critics.forward(part)
+            loss = td3_kernels.temporal_difference(
+                outputs, self._next_values.numpy(), self._rewards, self._discounts, gradients, *self._span(part), loss
+            )
+            self._critics.backward(part=part)
+            self._critics.gradients(part)
         self._critic_adam.step()
-        return float(loss)
+        return float(loss) / self.batch_size
 
     def actor(self) -> float:
         """Update the actor on the batch the critics have just had; returns the loss."""
-        actions = self._x[self._features :]
-        self._actor.forward()
-        torch.tanh(self._actor.outputs[0], out=actions)
-        critic = self._first_critic
-        critic.forward()
+        actor, critic, actions = self._actor, self._first_critic, self._x[self._features :]
         critic.output_gradients.fill_(-1 / self.batch_size)
-        critic.backward((self._features, self._x.shape[0]))
-        td3_kernels.through_tanh(
-            self._actor.output_gradients[0].numpy(), critic.input_gradients[0, self._features :].numpy(),
-            actions.numpy(),
-        )  # fmt: skip
-        self._actor.backward()
-        self._actor.gradients()
+        parts = actor.parts()
+        for part in parts if parts == critic.parts() else [WHOLE]:
+            start, stop = self._span(part)
+            actor.forward(part)
+            torch.tanh(actor.outputs[0, :, start:stop], out=actions[:, start:stop])
+            critic.forward(part)
+            critic.backward((self._features, self._x.shape[0]), part)
+            td3_kernels.through_tanh(
+                actor.output_gradients[0].numpy(), critic.input_gradients[0, self._features :].numpy(),
+                actions.numpy(), start, stop,
+            )  # fmt: skip
+            actor.backward(part=part)
+            actor.gradients(part)
         self._actor_adam.step()
         return -float(critic.outputs.numpy().mean())
+
+    def _span(self, part: Part) -> Part:
+        return (0, self.batch_size) if part is WHOLE else part
 
     def targets(self) -> None:
         """Move the targets by one step of Polyak averaging."""

@@ -71,16 +71,18 @@ def smooth(actions: Any, noise: Any, scale: Any, clip: Any) -> None:
 
 
 @serial
-def temporal_difference(values: Any, next_values: Any, rewards: Any, discounts: Any, gradients: Any) -> Any:
-    """Gradients of Σ over critics of the mean squared distance to r + discount · min over critics; returns that sum.
+def temporal_difference(
+    values: Any, next_values: Any, rewards: Any, discounts: Any, gradients: Any, start: Any, stop: Any, loss: Any
+) -> Any:
+    """Gradients of Σ over critics of the mean squared distance to r + discount · min over critics.
 
-    Values and gradients are (critics, 1, batch).
+    For batch entries start … stop-1; returns the sum of their squares, added to `loss`. Values and gradients are
+    (critics, 1, batch).
     """
     critics, batch = values.shape[0], values.shape[2]
     number = values.dtype.type
     factor = number(2 / batch)
-    loss = 0.0
-    for b in range(batch):
+    for b in range(start, stop):
         smallest = next_values[0, 0, b]
         for critic in range(1, critics):
             value = next_values[critic, 0, b]
@@ -91,13 +93,13 @@ def temporal_difference(values: Any, next_values: Any, rewards: Any, discounts: 
             difference = values[critic, 0, b] - target
             gradients[critic, 0, b] = factor * difference
             loss += difference * difference
-    return loss / batch
+    return loss
 
 
 @serial
-def through_tanh(gradients: Any, action_gradients: Any, actions: Any) -> None:
-    """Gradients before Tanh from those of its outputs, all (features, batch)."""
+def through_tanh(gradients: Any, action_gradients: Any, actions: Any, start: Any, stop: Any) -> None:
+    """Gradients before Tanh from those of its outputs, all (features, batch), for batch entries start … stop-1."""
     one = actions.dtype.type(1)
     for i in range(actions.shape[0]):
-        for b in range(actions.shape[1]):
+        for b in range(start, stop):
             gradients[i, b] = action_gradients[i, b] * (one - actions[i, b] * actions[i, b])

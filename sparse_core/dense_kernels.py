@@ -89,16 +89,12 @@ def dense_backward_inputs_block(
 
 @serial
 def dense_backward_values_block(
-    dweight: Any, dy: Any, x: Any, first_row: Any, last_row: Any, before: Any, tile: Any, last: Any,
-    dy_jump: Any, x_jump: Any,
-) -> None:  # fmt: skip
-    """Rows first_row … last_row-1 of dW = dy xᵀ.
-
-    The batch lies in `before` tiles of `tile` entries and one of `last`, so many bytes from one to the next.
-    """
+    dweight: Any, dy: Any, x: Any, first_row: Any, last_row: Any, batch: Any, fresh: Any
+) -> None:
+    """Rows first_row … last_row-1 of dW = dy xᵀ over `batch` entries, added to what is there unless `fresh`."""
     size, width, zero = x.itemsize, x.shape[0], x.dtype.type(0)
     stride, dy_stride, out_stride = x.shape[1] * size, dy.shape[1] * size, width * size
-    block = max(1, KEPT_BYTES // (DOTS * max(1, before * tile + last) * size)) * DOTS
+    block = max(1, KEPT_BYTES // (DOTS * max(1, batch) * size)) * DOTS
     for first_column in range(0, width, block):
         last_column = min(width, first_column + block)
         row = first_row
@@ -109,16 +105,12 @@ def dense_backward_values_block(
                 out = dweight.ctypes.data + row * out_stride + column * size
                 right, wide = x.ctypes.data + column * stride, column + DOTS <= last_column
                 if wide and tall:
-                    dots_tile(
-                        out, out_stride, left, right, dy_stride, stride, before, tile, last, dy_jump, x_jump, zero
-                    )
+                    dots_tile(out, out_stride, left, right, dy_stride, stride, batch, fresh, zero)
                 elif wide:
-                    dots_row(out, out_stride, left, right, dy_stride, stride, before, tile, last, dy_jump, x_jump, zero)
+                    dots_row(out, out_stride, left, right, dy_stride, stride, batch, fresh, zero)
                 elif tall:
-                    dots_column(
-                        out, out_stride, left, right, dy_stride, stride, before, tile, last, dy_jump, x_jump, zero
-                    )
+                    dots_column(out, out_stride, left, right, dy_stride, stride, batch, fresh, zero)
                 else:
-                    dot(out, out_stride, left, right, dy_stride, stride, before, tile, last, dy_jump, x_jump, zero)
+                    dot(out, out_stride, left, right, dy_stride, stride, batch, fresh, zero)
                 column += DOTS if wide else 1
             row += DOT_ROWS if tall else 1

@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from sparse_core.vectors import I32, I64, REGISTER_BYTES, WIDE, Lanes, by_tile, finish, loop, sum_each
+from sparse_core.vectors import I32, I64, REGISTER_BYTES, WIDE, Lanes, by_tile, finish, loop, put, sum_each
 
 ROWS, VECTORS = 6, 4 if WIDE else 2
 """A tile's rows and, at most, registers of the batch: as many sums as registers hold beside what they are made of."""
@@ -87,16 +87,13 @@ backward_row = _weighted_rows(1, forward=False)
 def _dots(rows: int, columns: int) -> Any:
     @intrinsic
     def dots(  # type: ignore[no-untyped-def]
-        typing, out, out_stride, y, x, y_stride, x_stride, before, tile, last, y_jump, x_jump, like
+        typing, out, out_stride, y, x, y_stride, x_stride, count, fresh, like
     ):
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            out, out_stride, y, x, y_stride, x_stride, before, tile, last, y_jump, x_jump, _ = arguments
+            out, out_stride, y, x, y_stride, x_stride, count, fresh, _ = arguments
             at = _registers(context, builder, signature.args[-1])
 
-            def bases(number: Any) -> list[Any]:
-                return [builder.add(base, builder.mul(number, jump)) for base, jump in ((y, y_jump), (x, x_jump))]
-
-            def add(k: Any, sums: list[Any], mask: Any, y: Any, x: Any) -> list[Any]:
+            def add(k: Any, sums: list[Any], mask: Any) -> list[Any]:
                 offset = builder.mul(k, I64(at.bytes))
 
                 def row(base: Any, number: int, stride: Any) -> Any:
@@ -110,28 +107,20 @@ def _dots(rows: int, columns: int) -> Any:
                         sums[r * columns + c] = at.fma(value, other, sums[r * columns + c])
                 return sums
 
-            def whole(number: Any, sums: list[Any]) -> list[Any]:
-                places = bases(number)
-                return loop(builder, I64(0), tile, at.count, sums, lambda k, sums: add(k, sums, None, *places))[1]
-
-            _, sums = loop(builder, I64(0), before, 1, [at.zero] * (rows * columns), whole)
-            places = bases(before)
-            k, sums = loop(builder, I64(0), last, at.count, sums, lambda k, sums: add(k, sums, None, *places))
-            end = builder.add(last, I64(at.count - 1))  # once more where entries are left
+            zeros = [at.zero] * (rows * columns)
+            k, sums = loop(builder, I64(0), count, at.count, zeros, lambda k, sums: add(k, sums, None))
+            end = builder.add(count, I64(at.count - 1))  # once more where entries are left
             _, sums = loop(
-                builder, k, end, at.count, sums,
-                lambda k, sums: add(k, sums, at.mask(builder.sub(last, k)), *places),
-            )  # fmt: skip
+                builder, k, end, at.count, sums, lambda k, sums: add(k, sums, at.mask(builder.sub(count, k)))
+            )
             for r in range(rows):
                 part = sums[r * columns : (r + 1) * columns]
                 total = sum_each(builder, at, part if columns == DOTS else part * 4)
                 place = builder.inttoptr(builder.add(out, builder.mul(I64(r), out_stride)), ir.PointerType())
-                builder.store(
-                    total if columns == DOTS else builder.extract_element(total, I32(0)), place, align=at.bytes
-                )
+                put(builder, total if columns == DOTS else builder.extract_element(total, I32(0)), place, fresh, at)
             return context.get_dummy_value()
 
-        return types.void(*(types.int64,) * 11, like), codegen
+        return types.void(*(types.int64,) * 7, types.boolean, like), codegen
 
     return dots
 
@@ -140,8 +129,7 @@ dots_tile = _dots(DOT_ROWS, DOTS)
 """A tile of `DOT_ROWS` × `DOTS` sums over the batch: out[r, c] = ⟨y[r], x[c]⟩.
 
 Arguments: address of the tile's first number and bytes from one row of it to the next; addresses of y and x; bytes from
-one row of each to the next; tiles of the batch before the last, entries in each and in the last, and bytes from one to
-the next for y and x; any number of the element type.
+one row of each to the next; the batch; whether nothing is there yet to add to; any number of the element type.
 """
 
 dots_row = _dots(1, DOTS)

@@ -17,13 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from sparse_core import csr, passes
-from sparse_core.kernels import LARGEST, threads_for
+from sparse_core.kernels import CACHE, LARGEST, threads_for
 from sparse_core.layers import SparseLinear
 from sparse_core.normalisation import EPSILON
 from sparse_core.vectors import UNIT, VECTOR_BYTES
 
 Linear = SparseLinear | nn.Linear
 INDEX = np.uint16(0)  # the type of transposed columns that passes are compiled for
+Part = tuple[int, int]
+"""Batch entries from the first to before the second."""
+WHOLE: Part = (0, 0)  # `is`, not `==`
+"""All of them."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +250,7 @@ class FusedNetworks:
         self, networks: Sequence[nn.Module], inputs: Tensor, *, trained: bool = True, like: FusedNetworks | None = None
     ) -> None:
         parts = [found for network in networks if (found := perceptron(network))]
-        self.inputs, self._activations = inputs, list[Tensor]()
+        self.inputs, self.trained, self._activations = inputs, trained, list[Tensor]()
         count, self.batch = len(parts), inputs.shape[1]
         self.tile = _tile(parts, inputs) if like is None else like.tile
         self.input_gradients = inputs.new_empty(count, *inputs.shape) if trained else inputs
@@ -289,37 +293,68 @@ class FusedNetworks:
         normalised = bool(self._rows[:, :, passes.NORMALISED].any())
         self._whole = normalised and self.inputs[0].nbytes < UNIT * VECTOR_BYTES
         self._work = self.batch * int(dense.sum() + self._rows[:, :, passes.NNZ].sum())
+        # As `_rows`, with all tiles of hidden activations in one place: those of a tile are gone with the next.
+        self._passing = self._rows.copy()
+        self._passing[:, :-1, passes.Y_JUMP] = self._passing[:, 1:, passes.X_JUMP] = 0
+        widest = max((step.y.shape[-2] for column in self.steps[:-1] for step in column), default=0)
+        large = widest * self.batch * self.inputs.element_size() >= CACHE
+        self._streams = self.tile < self.batch and self.batch % self.tile == 0 and large and not self._scattered
 
     def _slices(self) -> int:
         """Into how many parts each network's work is cut; 0 for one thread alone."""
         threads = threads_for(self._work)
         return 0 if threads == 1 else -(-threads // len(self._rows))
 
-    def forward(self) -> None:
+    def parts(self) -> list[Part]:
+        """The batch in parts that had best be taken from `forward` to `gradients` one after the other, or whole.
+
+        Results are the same. Parts pay where one thread computes activations that are larger than the cache, and nobody
+        asks for growth signals, which are those of whole batches.
+        """
+        captured = any(
+            isinstance(step.layer, SparseLinear) and step.layer.capture is not None
+            for column in self.steps
+            for step in column
+        )
+        if not self._streams or captured or self._slices():
+            return [WHOLE]
+        return [(start, start + self.tile) for start in range(0, self.batch, self.tile)]
+
+    def forward(self, part: Part = WHOLE) -> None:
         """Compute `outputs` from `inputs`."""
         for scratch, step, positions in self._scattered:
             scratch.scatter(step.weights, positions)
         slices = self._slices()
-        if slices:
+        if part is not WHOLE:
+            passes.forward_serial(self._passing, *part, self.tile, self._like)
+        elif slices:
             passes.forward_threaded(self._rows, self.batch, self.tile, slices, self._like)
         else:
-            passes.forward_serial(self._rows, self.batch, self.tile, self._like)
+            rows = self._rows if self.trained else self._passing
+            passes.forward_serial(rows, 0, self.batch, self.tile, self._like)
 
-    def backward(self, inputs: tuple[int, int] = (0, 0)) -> None:
+    def backward(self, inputs: tuple[int, int] = (0, 0), part: Part = WHOLE) -> None:
         """From `output_gradients`: every activation's gradient, and those of these inputs (first, last + 1)."""
         slices = min(self._slices(), 1) if self._whole else self._slices()
-        if slices:
+        if part is not WHOLE:
+            passes.backward_serial(self._passing, *part, self.tile, *inputs, self._like, INDEX)
+        elif slices:
             passes.backward_threaded(self._rows, self.batch, self.tile, *inputs, slices, self._like, INDEX)
         else:
-            passes.backward_serial(self._rows, self.batch, self.tile, *inputs, self._like, INDEX)
+            passes.backward_serial(self._rows, 0, self.batch, self.tile, *inputs, self._like, INDEX)
 
-    def gradients(self) -> None:
-        """After `backward`: gradients of all parameters, and what growth rules asked for."""
+    def gradients(self, part: Part = WHOLE) -> None:
+        """After `backward`: gradients of all parameters, and what growth rules asked for; parts come in order."""
         slices = self._slices()
+        if part is not WHOLE:
+            number = part[0] // self.tile
+            passes.gradients_serial(self._passing, self.batch, self.tile, number, number + 1, self._like)
+            return
         if slices:
             passes.gradients_threaded(self._rows, self.batch, self.tile, slices, self._like)
         else:
-            passes.gradients_serial(self._rows, self.batch, self.tile, self._like)
+            tiles = max(1, -(-self.batch // self.tile))
+            passes.gradients_serial(self._rows, self.batch, self.tile, 0, tiles, self._like)
         for scratch, step, positions in self._scattered:
             scratch.gather(positions, step.weight_gradient)
         for column in self.steps:
@@ -367,7 +402,7 @@ def _tile(networks: Sequence[Perceptron], inputs: Tensor) -> int:
     batch, tile = inputs.shape[1], LARGEST * VECTOR_BYTES // inputs.element_size()
     hidden = [layer for one in networks for layer in one.layers[:-1]]
     sparse = hidden and all(isinstance(layer, SparseLinear) and layer.backend == "csr" for layer in hidden)
-    return tile if sparse and batch > tile else max(1, batch)
+    return tile if sparse and batch >= 2 * tile else max(1, batch)
 
 
 def _entries(array: Tensor, batch: int) -> Tensor:

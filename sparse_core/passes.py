@@ -208,49 +208,57 @@ def backward_tile(
 
 
 @serial
-def gradient_part(layers: Any, batch: Any, tile: Any, part: Any, parts: Any, like: Any) -> None:
-    """Gradients of one part of every layer's values and biases, and of the scales and shifts after it."""
-    before = max(0, batch - 1) // tile
-    left = batch - before * tile
+def gradient_part(
+    layers: Any, batch: Any, tile: Any, first_tile: Any, last_tile: Any, part: Any, parts: Any, like: Any
+) -> None:
+    """Gradients of one part of every layer's values and biases, and of the scales and shifts after it.
+
+    Tiles first_tile … last_tile-1 of the batch take part; all but the first are added to what is there.
+    """
     for number in range(layers.shape[0]):
         row = layers[number]
-        x, dy = input_at(row, row[X], 0, like), output_at(row, row[DY], 0, like)
+        row_pointer = vector_at(row[POINTER], row[OUT] + 1, np.int64(0))
         if row[DENSE]:
             first, last = row[OUT] * part // parts, row[OUT] * (part + 1) // parts
-            dense_backward_values_block(
-                matrix_at(row[DVALUES], row[OUT], row[IN], like), dy, x, first, last, before, tile, left,
-                row[Y_JUMP], row[X_JUMP],
-            )  # fmt: skip
         else:
-            row_pointer = vector_at(row[POINTER], row[OUT] + 1, np.int64(0))
             first, last = row_boundary(row_pointer, part, parts), row_boundary(row_pointer, part + 1, parts)
-            for piece in range(before + 1):
-                backward_values_block(
-                    vector_at(row[DVALUES], row[NNZ], like), output_at(row, row[DY], piece, like),
-                    input_at(row, row[X], piece, like), row_pointer,
-                    vector_at(row[COLUMNS], row[NNZ], np.int32(0)), first, last,
-                    tile if piece < before else left, piece == 0,
-                )  # fmt: skip
         dbias = vector_at(row[DBIAS], row[OUT], like)
-        for output in range(first, last):
-            dbias[output] = vector_sum(  # type: ignore[call-arg]  # Numba itself gives the first argument
-                row[DY] + output * row[Y_WIDTH] * dy.itemsize, before, tile, left, row[Y_JUMP], like
-            )
-        if row[NORMALISED]:
+        for piece in range(first_tile, last_tile):
+            x, dy = input_at(row, row[X], piece, like), output_at(row, row[DY], piece, like)
+            entries, fresh = min(tile, batch - piece * tile), piece == 0
+            if row[DENSE]:
+                dweight = matrix_at(row[DVALUES], row[OUT], row[IN], like)
+                dense_backward_values_block(dweight, dy, x, first, last, entries, fresh)
+            else:
+                backward_values_block(
+                    vector_at(row[DVALUES], row[NNZ], like), dy, x, row_pointer,
+                    vector_at(row[COLUMNS], row[NNZ], np.int32(0)), first, last, entries, fresh,
+                )  # fmt: skip
+            for output in range(first, last):
+                address = dy.ctypes.data + output * row[Y_WIDTH] * dy.itemsize
+                total: Any = vector_sum(address, entries, like)  # type: ignore[call-arg]
+                dbias[output] = total if fresh else dbias[output] + total
+        if row[NORMALISED] and last_tile * tile >= batch:
             dscale, dshift = vector_at(row[DSCALE], row[OUT], like), vector_at(row[DSHIFT], row[OUT], like)
             sum_parts(dscale, dshift, parts_at(row, 0, units_of(batch, like), like), first, last)
 
 
 @serial
-def forward_serial(layers: Any, batch: Any, tile: Any, like: Any) -> None:
-    """Forward pass of the networks layers[0], layers[1], … (networks, depth, FIELDS) in one thread."""
+def tiles_of(batch: Any, tile: Any) -> Any:
+    """How many tiles hold a batch; an empty one takes one, too."""
+    return max(1, (batch + tile - 1) // tile)
+
+
+@serial
+def forward_serial(layers: Any, start: Any, stop: Any, tile: Any, like: Any) -> None:
+    """Batch entries start … stop-1 of the networks layers[0], … (networks, depth, FIELDS) in one thread."""
     for network in range(layers.shape[0]):
-        forward_slice(layers[network], tile, 0, batch, like)
+        forward_slice(layers[network], tile, start, stop, like)
 
 
 @threaded
 def forward_threaded(layers: Any, batch: Any, tile: Any, slices: Any, like: Any) -> None:
-    """`forward_serial` with every network's batch in `slices`."""
+    """`forward_serial` of the whole batch, every network's in `slices`."""
     for task in prange(layers.shape[0] * slices):
         part = task % slices
         start = slice_boundary(batch, part, slices, like)
@@ -260,18 +268,18 @@ def forward_threaded(layers: Any, batch: Any, tile: Any, slices: Any, like: Any)
 
 @serial
 def backward_serial(
-    layers: Any, batch: Any, tile: Any, first_input: Any, last_input: Any, like: Any, index: Any
+    layers: Any, start: Any, stop: Any, tile: Any, first_input: Any, last_input: Any, like: Any, index: Any
 ) -> None:
-    """Gradients of all activations, and of inputs first_input … last_input-1, in one thread."""
+    """Gradients of these entries' activations, and of inputs first_input … last_input-1, in one thread."""
     for network in range(layers.shape[0]):
-        backward_slice(layers[network], tile, first_input, last_input, 0, batch, like, index)
+        backward_slice(layers[network], tile, first_input, last_input, start, stop, like, index)
 
 
 @threaded
 def backward_threaded(
     layers: Any, batch: Any, tile: Any, first_input: Any, last_input: Any, slices: Any, like: Any, index: Any
 ) -> None:
-    """`backward_serial` with every network's batch in `slices`."""
+    """`backward_serial` of the whole batch, every network's in `slices`."""
     for task in prange(layers.shape[0] * slices):
         part = task % slices
         start = slice_boundary(batch, part, slices, like)
@@ -280,17 +288,17 @@ def backward_threaded(
 
 
 @serial
-def gradients_serial(layers: Any, batch: Any, tile: Any, like: Any) -> None:
-    """Gradients of all values and biases, in one thread."""
+def gradients_serial(layers: Any, batch: Any, tile: Any, first_tile: Any, last_tile: Any, like: Any) -> None:
+    """Gradients of all values and biases over these tiles, in one thread."""
     for network in range(layers.shape[0]):
-        gradient_part(layers[network], batch, tile, 0, 1, like)
+        gradient_part(layers[network], batch, tile, first_tile, last_tile, 0, 1, like)
 
 
 @threaded
 def gradients_threaded(layers: Any, batch: Any, tile: Any, parts: Any, like: Any) -> None:
-    """`gradients_serial` with every layer's rows in `parts`: each sum over the batch stays whole."""
+    """`gradients_serial` over all tiles with every layer's rows in `parts`: each sum over the batch stays whole."""
     for task in prange(layers.shape[0] * parts):
-        gradient_part(layers[task // parts], batch, tile, task % parts, parts, like)
+        gradient_part(layers[task // parts], batch, tile, 0, tiles_of(batch, tile), task % parts, parts, like)
 
 
 @serial

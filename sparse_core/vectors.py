@@ -250,6 +250,16 @@ def finish(builder: Any, at: Lanes, sums: list[Any], masks: list[Any], y: Any, g
                 at.store(builder.select(is_below, floor, total), y, i, mask)
 
 
+def put(builder: Any, value: Any, pointer: Any, fresh: Any, at: Lanes) -> None:
+    """Store a number or short vector, added to what is there unless `fresh`."""
+    with builder.if_else(fresh) as (first, further):
+        with first:
+            builder.store(value, pointer, align=at.bytes)
+        with further:
+            before = builder.load(pointer, typ=value.type, align=at.bytes)
+            builder.store(builder.fadd(before, value), pointer, align=at.bytes)
+
+
 weighted_sum = _weighted_sum(permuted=False)
 """One tile of one row: y = max(bias + Σ_k values[k] · x[columns[k]], floor), or zero where `gate` is not positive.
 
@@ -286,21 +296,18 @@ def sampled_dots(  # type: ignore[no-untyped-def]
                     total = at.fma(left[i], at.load(row, i, masks[i]), total)
                 return total
 
-            def put(value: Any, k: Any) -> None:
-                pointer = builder.inttoptr(builder.add(out, builder.mul(k, I64(at.bytes))), ir.PointerType())
-                with builder.if_else(fresh) as (first, further):
-                    with first:
-                        builder.store(value, pointer, align=at.bytes)
-                    with further:
-                        before = builder.load(pointer, typ=value.type, align=at.bytes)
-                        builder.store(builder.fadd(before, value), pointer, align=at.bytes)
+            def place(k: Any) -> Any:
+                return builder.inttoptr(builder.add(out, builder.mul(k, I64(at.bytes))), ir.PointerType())
 
             def four(k: Any, _: list[Any]) -> list[Any]:
-                put(sum_each(builder, at, [dot(builder.add(k, I64(i))) for i in range(4)]), k)
+                put(
+                    builder, sum_each(builder, at, [dot(builder.add(k, I64(i))) for i in range(4)]), place(k), fresh, at
+                )
                 return []
 
             def single(k: Any, _: list[Any]) -> list[Any]:
-                put(builder.extract_element(sum_each(builder, at, [dot(k)] * 4), I32(0)), k)
+                total = builder.extract_element(sum_each(builder, at, [dot(k)] * 4), I32(0))
+                put(builder, total, place(k), fresh, at)
                 return []
 
             k, _ = loop(builder, start, stop, 4, [], four)
@@ -313,35 +320,27 @@ def sampled_dots(  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def vector_sum(typing, x, before, tile, last, jump, like):  # type: ignore[no-untyped-def]
-    """Σ of `before` tiles of `tile` numbers from address `x` on, `jump` bytes from one to the next, and one of `last`.
-
-    With tiles of whole `UNIT`s of vectors the sum is that of the same numbers in one. `like` is any number of the
-    element type.
-    """
+def vector_sum(typing, x, count, like):  # type: ignore[no-untyped-def]
+    """Σ of `count` numbers from address `x` on; `like` is any number of the element type."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x, before, tile, last, jump, _ = arguments
-        at = Lanes(context, builder, signature.args[-1])
+        x, count, _ = arguments
+        at = Lanes(context, builder, signature.args[2])
 
-        def add(base: Any, start: Any, stop: Any, sums: list[Any]) -> tuple[Any, list[Any]]:
-            def several(k: Any, sums: list[Any]) -> list[Any]:
-                place = builder.add(base, builder.mul(k, I64(at.bytes)))
-                return [builder.fadd(total, at.load(place, i, None)) for i, total in enumerate(sums)]
+        def vector(k: Any, mask: Any) -> Any:
+            return at.load(builder.add(x, builder.mul(k, I64(at.bytes))), 0, mask)
 
-            return loop(builder, start, stop, len(sums) * at.count, sums, several)
+        def several(k: Any, sums: list[Any]) -> list[Any]:
+            places = [builder.add(k, I64(i * at.count)) for i in range(len(sums))]
+            return [builder.fadd(total, vector(place, None)) for total, place in zip(sums, places, strict=True)]
 
-        def whole(number: Any, sums: list[Any]) -> list[Any]:
-            return add(builder.add(x, builder.mul(number, jump)), I64(0), tile, sums)[1]
+        k, (a, b, c, d) = loop(builder, I64(0), count, 4 * at.count, [at.zero] * 4, several)
+        total = builder.fadd(builder.fadd(a, b), builder.fadd(c, d))
+        k, (total,) = loop(builder, k, count, at.count, [total], several)
+        total = builder.fadd(total, vector(k, at.mask(builder.sub(count, k))))
+        return builder.extract_element(sum_each(builder, at, [total] * 4), I32(0))
 
-        _, sums = loop(builder, I64(0), before, 1, [at.zero] * 4, whole)
-        base = builder.add(x, builder.mul(before, jump))
-        k, (a, b, c, d) = add(base, I64(0), last, sums)
-        k, (total,) = add(base, k, last, [builder.fadd(builder.fadd(a, b), builder.fadd(c, d))])
-        rest = at.load(builder.add(base, builder.mul(k, I64(at.bytes))), 0, at.mask(builder.sub(last, k)))
-        return builder.extract_element(sum_each(builder, at, [builder.fadd(total, rest)] * 4), I32(0))
-
-    return like(*(types.int64,) * 5, like), codegen
+    return like(types.int64, types.int64, like), codegen
 
 
 @intrinsic

@@ -26,6 +26,8 @@ from agents import SparseTD3, td3_kernels
 from agents.autograd_update import AutogradUpdate
 from agents.collection import PlainActor
 from agents.fused_update import FusedActor, FusedUpdate
+from sparse_core import kernels
+from sparse_core.vectors import VECTOR_BYTES
 
 
 class DoubleReplayBuffer(ReplayBuffer):
@@ -97,6 +99,25 @@ def test_updates_are_autograds_in_float64(case: str) -> None:
     assert [type(model._update) for model in models] == [FusedUpdate, AutogradUpdate]
     assert models[0].changes > 3
     assert_same(*models, 1e-12)
+
+
+@pytest.mark.parametrize("case", ["nothing dense", "normalised", "rigl"])
+def test_an_update_in_parts_gives_the_same_bits(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tile of the batch from actions to gradients, as agents too wide for the cache do it; captures included."""
+    options = dict(backend="csr") | OPTIONS.get(case, dict(topology="rigl", total_updates=100))
+    tile = kernels.LARGEST * VECTOR_BYTES // 4
+    models = []
+    for cache in (kernels.CACHE, 1):
+        monkeypatch.setattr("sparse_core.fused_networks.CACHE", cache)
+        model = fill_all(agent(**options))
+        set_random_seed(3)
+        for _ in range(3):
+            model.train(15, 2 * tile)
+        models.append(model)
+    assert [len(model._update._critics.parts()) for model in models] == [1, 2]
+    assert models[0].changes > 3
+    assert_same(*models, 0)
+    assert models[0].logger.name_to_value == models[1].logger.name_to_value
 
 
 def fill_all(model: SparseTD3) -> SparseTD3:
@@ -300,13 +321,12 @@ def test_target_values_by_hand() -> None:
     next_values = np.array([[[1.0, 5.0, nan, 1.0]], [[3.0, 4.0, 1.0, nan]]])
     values, gradients = np.zeros((2, 1, 4)), np.empty((2, 1, 4))
     rewards, discounts = np.array([1.0, 1.0, 0.0, 0.0]), np.array([0.5, 0.0, 1.0, 1.0])
-    td3_kernels.temporal_difference(values, next_values, rewards, discounts, gradients)
+    td3_kernels.temporal_difference(values, next_values, rewards, discounts, gradients, 0, 4, 0.0)
     # targets 1 + 0.5 · 1, 1 + 0 · 4, and what has diverged is seen to
     np.testing.assert_array_equal(gradients, [[[-0.75, -0.5, nan, nan]]] * 2)
-    loss = td3_kernels.temporal_difference(
-        values[:, :, :2].copy(), next_values[:, :, :2].copy(), rewards[:2], discounts[:2], gradients[:, :, :2].copy()
-    )
-    assert loss == 2 * (1.5**2 + 1) / 2
+    loss = td3_kernels.temporal_difference(values, next_values, rewards, discounts, gradients, 0, 1, 0.0)
+    assert loss == 2 * 1.5**2
+    assert td3_kernels.temporal_difference(values, next_values, rewards, discounts, gradients, 1, 2, loss) == loss + 2
 
 
 def test_smoothing_by_hand() -> None:

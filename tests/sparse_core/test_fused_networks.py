@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sparse_core import Adam, Rewiring, SparseLinear, Topology, kernels
-from sparse_core.fused_networks import FusedNetworks, fusible
+from sparse_core.fused_networks import WHOLE, FusedNetworks, fusible
 from sparse_core.fused_optimizer import FusedAdam, FusedPolyak
 from sparse_core.vectors import VECTOR_BYTES
 
@@ -173,29 +173,78 @@ def test_what_does_not_learn_shares_the_arrays_of_what_does(middle: str, batch: 
     assert_like_autograd(networks[:1], fused, 1e-12)
 
 
+def results_of(fused: FusedNetworks, given: Tensor, whole: bool = True) -> list[Tensor]:
+    """Outputs, input gradients, then gradients of all parameters, computed whole or part by part."""
+    for part in [WHOLE] if whole else fused.parts():
+        fused.forward(part)
+        fused.output_gradients.copy_(given)
+        fused.backward((0, len(fused.inputs)), part)
+        fused.gradients(part)
+    found = [fused.outputs, fused.input_gradients, *(gradient for _, gradient in fused.parameters())]
+    return [tensor.clone() for tensor in found]
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("batch", [100, 256, 300, 515])
 @pytest.mark.parametrize("norms", [(), (0, 1)])
 @pytest.mark.parametrize("last", ["csr", "dense"])
-def test_a_batch_in_tiles_gives_the_same_bits(
+def test_a_batch_in_tiles_gives_the_same(
     batch: int, dtype: torch.dtype, norms: tuple[int, ...], last: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Activations and gradients of connections to the bit; those of biases and of a dense layer are added by tiles."""
     networks = [network([9, 40, 30, 3], ["csr", "csr", last], dtype, seed, norms) for seed in (0, 50)]
     inputs = torch.randn(9, batch, generator=seeded(1), dtype=dtype)
     given = torch.randn(2, 3, batch, generator=seeded(2), dtype=dtype)
-    results = []
-    for tiled in (True, False):
-        if not tiled:
-            monkeypatch.setattr("sparse_core.fused_networks._tile", lambda networks, inputs: batch)
-        fused = FusedNetworks(networks, inputs)
-        assert (fused.tile < batch) == tiled or VECTOR_BYTES * kernels.LARGEST // inputs.element_size() >= batch
-        fused.forward()
-        fused.output_gradients.copy_(given)
-        fused.backward((0, 9))
-        fused.gradients()
-        results.append([fused.outputs, fused.input_gradients, *(gradient for _, gradient in fused.parameters())])
-    for one, other in zip(*results, strict=True):
-        assert torch.equal(one, other)
+    tiled = FusedNetworks(networks, inputs)
+    tile = kernels.LARGEST * VECTOR_BYTES // inputs.element_size()
+    assert tiled.tile == (tile if batch >= 2 * tile else batch)
+    monkeypatch.setattr("sparse_core.fused_networks._tile", lambda networks, inputs: batch)
+    results = [results_of(fused, given) for fused in (tiled, FusedNetworks(networks, inputs))]
+    layers = [step.layer for column in tiled.steps for step in column]
+    exact = {id(layer.values) for layer in layers if isinstance(layer, SparseLinear)}
+    keys = [None, None, *(id(parameter) for parameter, _ in tiled.parameters())]
+    for key, one, other in zip(keys, *results, strict=True):
+        if key is None or key in exact:
+            assert torch.equal(one, other)
+        torch.testing.assert_close(one, other, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * batch)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("tiles", [2, 4])
+@pytest.mark.parametrize("norms", [(), (0, 1)])
+@pytest.mark.parametrize("last", ["csr", "dense"])
+def test_parts_of_a_batch_give_the_same_bits_as_the_whole(
+    tiles: int, dtype: torch.dtype, norms: tuple[int, ...], last: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = tiles * kernels.LARGEST * VECTOR_BYTES // torch.empty(0, dtype=dtype).element_size()
+    networks = [network([9, 40, 30, 3], ["csr", "csr", last], dtype, seed, norms) for seed in (0, 50)]
+    inputs = torch.randn(9, batch, generator=seeded(1), dtype=dtype)
+    given = torch.randn(2, 3, batch, generator=seeded(2), dtype=dtype)
+    assert FusedNetworks(networks, inputs).parts() == [WHOLE]  # the cache holds such small ones
+    monkeypatch.setattr("sparse_core.fused_networks.CACHE", 1)
+    fused = FusedNetworks(networks, inputs)
+    target = FusedNetworks(networks, inputs, trained=False, like=fused)
+    assert len(fused.parts()) == tiles
+    whole = results_of(fused, given)
+    for one in (fused, fused.first()):
+        count = len(one.outputs)
+        found = results_of(one, given[:count], whole=False)
+        for name, expected in zip(found, whole if one is fused else results_of(one, given[:1]), strict=True):
+            assert torch.equal(name, expected)
+    target.forward()
+    assert torch.equal(target.outputs, whole[0])
+
+
+def test_growth_signals_are_those_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparse_core.signals import Capture
+
+    monkeypatch.setattr("sparse_core.fused_networks.CACHE", 1)
+    one = network([9, 40, 3], ["csr", "csr"], torch.float64, 0)
+    layer: Any = one[0]
+    fused = FusedNetworks([one], torch.randn(9, 1024, dtype=torch.float64))
+    assert len(fused.parts()) > 1
+    layer.capture = Capture(1)
+    assert fused.parts() == [WHOLE]
 
 
 def test_some_input_gradients() -> None:
