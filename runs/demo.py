@@ -9,7 +9,7 @@ from runs.report.options import Report
 from runs.studies.options import Compare
 from runs.studies.plan import FILE
 
-STEPS, SEEDS = 18_000, 3
+STEPS, SEEDS = 15_000, 3
 
 
 def demo(options: Demo) -> int:
@@ -31,7 +31,7 @@ def demo(options: Demo) -> int:
         Compare(
             topologies="dense,static,set", sparsities="0.9", small_dense=True, seeds=str(SEEDS), steps=STEPS,
             hidden="128,128", batch_size=100, learning_rate=1e-3, learning_starts=2_000, buffer_size=STEPS,
-            eval_every=2_000, eval_episodes=3, final_episodes=10, out=directory,
+            eval_every=2_500, eval_episodes=3, final_episodes=10, out=directory,
         )
     )  # fmt: skip
     if code:
