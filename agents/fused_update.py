@@ -19,8 +19,9 @@ from torch import nn
 from agents import td3_kernels
 from agents.replay import Float32ReplayBuffer
 from sparse_core import Adam
-from sparse_core.fused_networks import WHOLE, FusedNetworks, Part, Watch, fusible, is_hooked, perceptron
+from sparse_core.fused_networks import WHOLE, FusedNetworks, Part, Watch
 from sparse_core.fused_optimizer import FusedAdam, FusedPolyak
+from sparse_core.perceptrons import fusible, is_hooked, perceptron
 
 
 class FusedUpdate:

@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 
 from sparse_core import Adam, Rewiring, SparseConv2d, SparseLinear, Sparsifier, Topology, plan, sparse_layers, sparsify
 from sparse_core.crossover import settle
-from sparse_core.fused_networks import fusible
 from sparse_core.meters import (
     LayerCount,
     Use,
@@ -30,6 +29,7 @@ from sparse_core.meters import (
     training_flops,
     uses,
 )
+from sparse_core.perceptrons import fusible
 from sparse_core.signals import Capture
 
 BACKENDS = ["gemm", "csr", "rows"]

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sparse_core import Adam, Rewiring, SparseLinear, Topology, kernels
-from sparse_core.fused_networks import WHOLE, FusedNetworks, fusible
+from sparse_core.fused_networks import WHOLE, FusedNetworks
 from sparse_core.fused_optimizer import FusedAdam, FusedPolyak
+from sparse_core.perceptrons import fusible
 from sparse_core.vectors import VECTOR_BYTES
 
 KINDS = ("csr", "gemm", "dense")
