@@ -226,12 +226,10 @@ class FusedNetworks:
         Results are the same. Parts pay where one thread computes activations that are larger than the cache, and nobody
         asks for growth signals, which are those of whole batches.
         """
-        captured = any(
-            isinstance(step.layer, SparseLinear) and step.layer.capture is not None
-            for column in self.steps
-            for step in column
-        )
-        if not self._streams or captured or self._slices():
+        if not self._streams or self._slices():
+            return [WHOLE]
+        layers = [step.layer for column in self.steps for step in column]
+        if any(isinstance(layer, SparseLinear) and layer.capture is not None for layer in layers):
             return [WHOLE]
         return [(start, start + self.tile) for start in range(0, self.batch, self.tile)]
 
