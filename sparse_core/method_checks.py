@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import fields
 from typing import Any
 
 from sparse_core.birth import BIRTHS
@@ -11,9 +13,18 @@ from sparse_core.grow import GROW_RULES
 from sparse_core.maskings import MASKINGS
 from sparse_core.presets import Preset
 from sparse_core.redistribution import REDISTRIBUTIONS
-from sparse_core.registry import Registry
+from sparse_core.registry import Registry, hint
 from sparse_core.schedules import SCHEDULES
 from sparse_core.steps import STEP_RULES
+
+
+def check_keywords(given: Collection[str], usual: Collection[str]) -> None:
+    """Raise a `TypeError` for keyword arguments that are neither fields of `Preset` nor among the usual ones."""
+    known = dict.fromkeys([*(each.name for each in fields(Preset) if each.name != "summary"), *usual])
+    del known["choices"], known["model"], known["optimizer"]  # not by name
+    for name in given:
+        if name not in known:
+            raise TypeError(f"a `Sparsifier` has no argument {name!r}; {hint(name, known)}")
 
 
 def check_method(method: Preset, capture_stride: int, total_steps: int | None, sparsity: float | None) -> None:

@@ -36,7 +36,7 @@ class Registry(Mapping[str, T], Generic[T]):
     def __getitem__(self, name: str) -> T:
         if name in self._entries:
             return self._entries[name]
-        raise ValueError(f"no {self.kind} called {name!r}; {_hint(name, self._entries)}")
+        raise ValueError(f"no {self.kind} called {name!r}; {hint(name, self._entries)}")
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
@@ -75,7 +75,7 @@ def bound(rule: Any, what: str, options: Mapping[str, Any]) -> Any:
     values = {}
     for name, value in options.items():
         if name not in known:
-            raise ValueError(f"{what} has no option {name!r}; {_hint(name, known)}")
+            raise ValueError(f"{what} has no option {name!r}; {hint(name, known)}")
         values[name] = like(known[name], value, f"option {name!r} of {what}")
     return rule._replace(choose=partial(rule.choose, **values))
 
@@ -106,7 +106,8 @@ def like(default: Any, value: Any, what: str) -> Any:
     return value
 
 
-def _hint(name: object, known: Mapping[str, Any]) -> str:
+def hint(name: object, known: Mapping[str, Any]) -> str:
+    """What a name that is not known may have meant, and what there is."""
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{hint}known: {', '.join(sorted(known)) or 'none'}"

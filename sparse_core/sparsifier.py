@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import fields, replace
@@ -25,7 +26,7 @@ from sparse_core.grow import GROW_RULES
 from sparse_core.importance import PathImportance
 from sparse_core.layers import SparseLinear, sparse_layers
 from sparse_core.maskings import MASKINGS, Masks, check_masks
-from sparse_core.method_checks import check_method
+from sparse_core.method_checks import check_keywords, check_method
 from sparse_core.neuron_pruning import NeuronPruning
 from sparse_core.optimizer_state import carry_state, check_elementwise, check_held, rate_of, share_age, warm_up
 from sparse_core.presets import PRESETS, Preset
@@ -91,6 +92,7 @@ class Sparsifier:
         sparsity: float | None = None,
         **choices: Any,
     ) -> None:
+        check_keywords(choices, inspect.signature(Sparsifier).parameters)
         method = Preset(
             "", drop=drop, grow=grow, drop_fraction=drop_fraction, schedule=schedule, period=period, stop=stop,
             regrow=regrow, capture_batches=capture_batches, birth=birth, **choices,

@@ -770,3 +770,14 @@ def test_a_seed_gives_the_same_topologies_on_cuda(name: str) -> None:
         return [layer.topology for layer in sparse_layers(model).values()]
 
     assert trained("cuda") == trained("cpu")
+
+
+def test_an_argument_that_is_not_there_is_named() -> None:
+    model = nn.Sequential(SparseLinear(4, 3, sparsity=0.5))
+    optimizer = Adam(model.parameters())
+    with pytest.raises(
+        TypeError, match=r"a `Sparsifier` has no argument 'dropfraction'; did you mean 'drop_fraction'\?"
+    ):
+        Sparsifier.preset("set", model, optimizer, dropfraction=0.2)
+    with pytest.raises(TypeError, match="no argument 'summary'"):
+        Sparsifier(model, optimizer, drop="magnitude", grow="random", summary="mine")
