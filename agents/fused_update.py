@@ -19,7 +19,7 @@ from torch import nn
 from agents import td3_kernels
 from agents.replay import Float32ReplayBuffer
 from sparse_core import Adam
-from sparse_core.fused_networks import WHOLE, FusedNetworks, Part, Watch
+from sparse_core.fused_networks import FusedNetworks, Part, Watch
 from sparse_core.fused_optimizer import FusedAdam, FusedPolyak
 from sparse_core.perceptrons import fusible, is_hooked, perceptron
 
@@ -141,7 +141,7 @@ class FusedUpdate:
         actor, critic, actions = self._actor, self._first_critic, self._x[self._features :]
         critic.output_gradients.fill_(-1 / self.batch_size)
         parts = actor.parts()
-        for part in parts if parts == critic.parts() else [WHOLE]:
+        for part in parts if parts == critic.parts() else [None]:
             start, stop = self._span(part)
             actor.forward(part)
             torch.tanh(actor.outputs[0, :, start:stop], out=actions[:, start:stop])
@@ -156,8 +156,8 @@ class FusedUpdate:
         self._actor_adam.step()
         return -float(critic.outputs.numpy().mean())
 
-    def _span(self, part: Part) -> Part:
-        return (0, self.batch_size) if part is WHOLE else part
+    def _span(self, part: Part) -> tuple[int, int]:
+        return (0, self.batch_size) if part is None else part
 
     def targets(self) -> None:
         """Move the targets by one step of Polyak averaging."""

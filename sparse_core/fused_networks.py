@@ -23,10 +23,8 @@ from sparse_core.perceptrons import Linear, Perceptron, perceptron
 from sparse_core.vectors import UNIT, VECTOR_BYTES
 
 INDEX = np.uint16(0)  # the type of transposed columns that passes are compiled for
-Part = tuple[int, int]
-"""Batch entries from the first to before the second."""
-WHOLE: Part = (0, 0)  # `is`, not `==`
-"""All of them."""
+Part = tuple[int, int] | None
+"""Batch entries from the first to before the second; None: all of them."""
 
 
 def weights_of(layer: Linear) -> Tensor:
@@ -227,18 +225,18 @@ class FusedNetworks:
         asks for growth signals, which are those of whole batches.
         """
         if not self._streams or self._slices():
-            return [WHOLE]
+            return [None]
         layers = [step.layer for column in self.steps for step in column]
         if any(isinstance(layer, SparseLinear) and layer.capture is not None for layer in layers):
-            return [WHOLE]
+            return [None]
         return [(start, start + self.tile) for start in range(0, self.batch, self.tile)]
 
-    def forward(self, part: Part = WHOLE) -> None:
+    def forward(self, part: Part = None) -> None:
         """Compute `outputs` from `inputs`."""
         for scratch, step, positions in self._scattered:
             scratch.scatter(step.weights, positions)
         slices = self._slices()
-        if part is not WHOLE:
+        if part is not None:
             passes.forward_serial(self._passing, *part, self.tile, self._like)
         elif slices:
             passes.forward_threaded(self._rows, self.batch, self.tile, slices, self._like)
@@ -246,20 +244,20 @@ class FusedNetworks:
             rows = self._rows if self.trained else self._passing
             passes.forward_serial(rows, 0, self.batch, self.tile, self._like)
 
-    def backward(self, inputs: tuple[int, int] = (0, 0), part: Part = WHOLE) -> None:
+    def backward(self, inputs: tuple[int, int] = (0, 0), part: Part = None) -> None:
         """From `output_gradients`: every activation's gradient, and those of these inputs (first, last + 1)."""
         slices = min(self._slices(), 1) if self._whole else self._slices()
-        if part is not WHOLE:
+        if part is not None:
             passes.backward_serial(self._passing, *part, self.tile, *inputs, self._like, INDEX)
         elif slices:
             passes.backward_threaded(self._rows, self.batch, self.tile, *inputs, slices, self._like, INDEX)
         else:
             passes.backward_serial(self._rows, 0, self.batch, self.tile, *inputs, self._like, INDEX)
 
-    def gradients(self, part: Part = WHOLE) -> None:
+    def gradients(self, part: Part = None) -> None:
         """After `backward`: gradients of all parameters, and what growth rules asked for; parts come in order."""
         slices = self._slices()
-        if part is not WHOLE:
+        if part is not None:
             number = part[0] // self.tile
             passes.gradients_serial(self._passing, self.batch, self.tile, number, number + 1, self._like)
             return

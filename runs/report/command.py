@@ -73,19 +73,13 @@ def make_report(options: Report) -> Findings:
     folder = options.directory / "report"
     with writing(folder):
         folder.mkdir(exist_ok=True)
-        ours = {_kind(name) for name in files.contents}
         for old in [*folder.glob("*.png"), *folder.glob("*.csv")]:
-            if old.name not in files.contents and _kind(old.name) in ours:
-                old.unlink()  # of a group that is no longer there
+            if files.is_stale(old.name):
+                old.unlink()
     for name, content in sorted(files.contents.items()):
         write_atomically(folder / name, content)
     write_atomically(path, page.page(_title(evidence), body).encode())
     return Findings(evidence, asked[0], found, path)
-
-
-def _kind(name: str) -> str:
-    """What a file of a report shows, whatever it shows it of: `curves` of `curves-Hopper-v5.png`."""
-    return Path(name).stem.split("-")[0]
 
 
 def say(findings: Findings) -> None:

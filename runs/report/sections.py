@@ -91,9 +91,10 @@ def agent_sections(evidence: Evidence, endpoints: Sequence[Endpoint], files: Fil
             f"search-{name}", draw_search(evidence, group, palette), "exploration, churn, dormant neurons"
         )
         movement = draw_movement(evidence, group, palette)
-        if movement is not None:
+        picture = files.picture(f"movement-{name}", movement, "topology distances, gradient flow")
+        if picture:
             yield page.paragraph(MEANING, "quiet")
-            yield files.picture(f"movement-{name}", movement, "topology distances, gradient flow")
+            yield picture
         yield small_world_table(evidence, group)
         yield files.picture(f"degrees-{name}", draw_degrees(evidence, group, palette), "degree distributions")
         yield files.picture(f"inputs-{name}", draw_inputs(evidence, group), "connections out of each input")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sparse_core import Adam, Rewiring, SparseLinear, Topology, kernels
-from sparse_core.fused_networks import WHOLE, FusedNetworks
+from sparse_core.fused_networks import FusedNetworks
 from sparse_core.fused_optimizer import FusedAdam, FusedPolyak
 from sparse_core.perceptrons import fusible
 from sparse_core.vectors import VECTOR_BYTES
@@ -176,7 +176,7 @@ def test_what_does_not_learn_shares_the_arrays_of_what_does(middle: str, batch: 
 
 def results_of(fused: FusedNetworks, given: Tensor, whole: bool = True) -> list[Tensor]:
     """Outputs, input gradients, then gradients of all parameters, computed whole or part by part."""
-    for part in [WHOLE] if whole else fused.parts():
+    for part in [None] if whole else fused.parts():
         fused.forward(part)
         fused.output_gradients.copy_(given)
         fused.backward((0, len(fused.inputs)), part)
@@ -221,7 +221,7 @@ def test_parts_of_a_batch_give_the_same_bits_as_the_whole(
     networks = [network([9, 40, 30, 3], ["csr", "csr", last], dtype, seed, norms) for seed in (0, 50)]
     inputs = torch.randn(9, batch, generator=seeded(1), dtype=dtype)
     given = torch.randn(2, 3, batch, generator=seeded(2), dtype=dtype)
-    assert FusedNetworks(networks, inputs).parts() == [WHOLE]  # the cache holds such small ones
+    assert FusedNetworks(networks, inputs).parts() == [None]  # the cache holds such small ones
     monkeypatch.setattr("sparse_core.fused_networks.CACHE", 1)
     fused = FusedNetworks(networks, inputs)
     target = FusedNetworks(networks, inputs, trained=False, like=fused)
@@ -245,7 +245,7 @@ def test_growth_signals_are_those_of_the_whole_batch(monkeypatch: pytest.MonkeyP
     fused = FusedNetworks([one], torch.randn(9, 1024, dtype=torch.float64))
     assert len(fused.parts()) > 1
     layer.capture = Capture(1)
-    assert fused.parts() == [WHOLE]
+    assert fused.parts() == [None]
 
 
 def test_some_input_gradients() -> None:
