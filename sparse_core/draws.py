@@ -35,12 +35,16 @@ def sample_distinct(population: int, count: int, generator: torch.Generator) -> 
         kept = torch.ones(population, dtype=torch.bool)
         kept[sample_distinct(population, population - count, generator)] = False
         return kept.nonzero().squeeze(1)
-    drawn = torch.empty(0, dtype=torch.int64)
-    while drawn.numel() < count:
-        more = torch.randint(population, (count - drawn.numel(),), generator=generator).unique()
-        more = more[~among(more, drawn)]
-        drawn = torch.from_numpy(np.insert(drawn.numpy(), torch.searchsorted(drawn, more).numpy(), more.numpy()))
-    return drawn
+    drawn = np.empty(0, np.int64)  # NumPy's own sorts take a third of the time of torch's `unique`
+    while drawn.size < count:
+        more = torch.randint(population, (count - drawn.size,), generator=generator).numpy()
+        more.sort()
+        both = np.concatenate([drawn, more])
+        both.sort(kind="stable")  # merges what is in order already
+        first = np.ones(both.size, bool)
+        np.not_equal(both[1:], both[:-1], out=first[1:])
+        drawn = both[first]
+    return torch.from_numpy(drawn)
 
 
 def distinct_in_rows(counts: Tensor, populations: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ def commands() -> list[str]:
     return [line.split("#")[0].strip() for line in text.splitlines() if line.strip().startswith("sparse-agents ")]
 
 
+@pytest.mark.end_to_end
 def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(DROP_RULES, "_entries", dict(DROP_RULES._entries))

@@ -230,21 +230,15 @@ def seeds_needed(first: Array, second: Array, margin: float, tests: int) -> int 
     """
     spread = math.sqrt((np.var(first, ddof=1) + np.var(second, ddof=1)) / 2)
     seen = abs(float(np.mean(first) - np.mean(second)))
-    for runs in range(2, MOST_SEEDS + 1):
-        freedom, error = 2 * runs - 2, spread * math.sqrt(2 / runs)
-        critical = float(stats.t.ppf(1 - 0.025 / tests, freedom))
-        found = seen > 0 and float(stats.nct.sf(critical, freedom, seen / error)) >= 0.8
-        room = margin - float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)) * error  # for the estimate, either way
-        if found or (room >= 0 and _within(seen, error, room) >= 0.8):
-            return runs
-    return None
-
-
-def _within(true: float, error: float, room: float) -> float:
-    """Probability that an estimate of a `true` difference, with this standard error, lies within ± `room`."""
-    if error == 0:
-        return float(true <= room)
-    return float(stats.norm.cdf((room - true) / error) - stats.norm.cdf((-room - true) / error))
+    if spread == 0:
+        return 2
+    runs = np.arange(2, MOST_SEEDS + 1)
+    freedom, error = 2 * runs - 2, spread * np.sqrt(2 / runs)
+    found = stats.nct.sf(stats.t.ppf(1 - 0.025 / tests, freedom), freedom, seen / error) >= 0.8
+    room = margin - stats.t.ppf(0.5 + CONFIDENCE / 2, freedom) * error  # for the estimate, either way
+    within = stats.norm.cdf((room - seen) / error) - stats.norm.cdf((-room - seen) / error)
+    settled = (found & (seen > 0)) | ((room >= 0) & (within >= 0.8))
+    return int(runs[settled.argmax()]) if settled.any() else None
 
 
 def profile(scores: Array, thresholds: Array) -> Array:

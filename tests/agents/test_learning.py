@@ -12,6 +12,8 @@ from agents import SparseSAC, SparseTD3
 from sparse_core import PRESETS
 from sparse_core.meters import sparsity
 
+pytestmark = pytest.mark.end_to_end
+
 
 @pytest.mark.parametrize(
     "topology",

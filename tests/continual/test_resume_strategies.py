@@ -13,6 +13,8 @@ from continual.learner import Setup
 from continual.scenario import ContinualBenchmark
 from runs.snapshot import pack, unpack
 
+pytestmark = pytest.mark.end_to_end
+
 TASKS, EPOCHS = 3, 2
 
 

@@ -14,6 +14,8 @@ from tiny_runs import assert_equal_runs, checkpoint, flags, in_a_fork, main, res
 from runs.scoring import Scorer
 from sparse_core import SparseLinear, crossover
 
+pytestmark = pytest.mark.end_to_end
+
 LAYERS = ["actor.mu.0", "actor.mu.2", "critic.qf0.0", "critic.qf0.2", "critic.qf1.0", "critic.qf1.2"]
 MIXED = dict(zip(LAYERS, ["csr", "gemm"] * 3, strict=True))
 
@@ -57,7 +59,6 @@ def backends_of(directory: Path) -> Any:
     return json.loads((directory / "config.json").read_text())["backends"]
 
 
-@pytest.mark.end_to_end
 @pytest.mark.parametrize("backend", ["csr", "gemm", pytest.param("rows", marks=pytest.mark.slow)])
 def test_exact_resume(backend: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crossover, "measure", never)
@@ -83,7 +84,6 @@ def remove(cache: Path) -> None:
     file.unlink()
 
 
-@pytest.mark.end_to_end
 @pytest.mark.parametrize("harm", [poison, pytest.param(remove, marks=pytest.mark.slow)])
 def test_exact_resume_of_what_was_settled(
     harm: Callable[[Path], None], settled: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -171,7 +171,6 @@ def test_the_list_of_backends(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.split() == ["gemm", "csr", "rows", "auto"]
 
 
-@pytest.mark.end_to_end
 def test_a_run_from_before_layers_were_settled_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = train(tmp_path / "run", backend="gemm")
     edit(directory / "config.json", lambda config: config.pop("backends"))

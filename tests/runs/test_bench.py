@@ -184,6 +184,7 @@ SMALL: dict[str, tuple[dict[str, Any], set[str]]] = {
 }
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("name", CASES)
 def test_every_bench(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rivals, "TRANSITIONS", 100)

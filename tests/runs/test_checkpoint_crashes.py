@@ -18,6 +18,8 @@ from small_ring import Ring
 from runs.checkpoints import CheckpointStore
 from runs.failure import UserError
 
+pytestmark = pytest.mark.end_to_end
+
 # The child starts where the test stands; a fresh interpreter would take seconds for torch.
 FORK = multiprocessing.get_context("fork")
 

@@ -313,6 +313,7 @@ print(*({{"avalanche", "continual", "torch._dynamo"}} & set(sys.modules)))
     assert done.stdout.splitlines()[-1] == ""
 
 
+@pytest.mark.end_to_end
 def test_in_a_real_process(tmp_path: Path) -> None:
     with start(*flags(tmp_path / "run", sparsity=1.0)) as process:
         output, errors = process.communicate(timeout=60)

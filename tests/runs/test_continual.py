@@ -18,6 +18,8 @@ from runs.continual.settings import Settings
 from runs.failure import UserError
 from runs.options import Continual
 
+pytestmark = pytest.mark.end_to_end
+
 CLASSES = [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
 
 

@@ -19,6 +19,8 @@ from runs.continual.records import Examiner
 from runs.continual.seeds import SeedRun
 from runs.lock import RunLock
 
+pytestmark = pytest.mark.end_to_end
+
 PLAIN: dict[str, Any] = {"strategy": "naive"}
 
 
@@ -114,7 +116,6 @@ def test_killed_twice(changes: dict[str, Any], tmp_path: Path) -> None:
     assert result_of(directory) == result_of(undisturbed)
 
 
-@pytest.mark.end_to_end
 @pytest.mark.parametrize(
     ("number", "stopped", "where"),
     [
@@ -153,7 +154,6 @@ def test_ctrl_c_after_the_last_task_of_a_seed(finished: Path, tmp_path: Path) ->
     assert result_of(directory) == result_of(finished)
 
 
-@pytest.mark.end_to_end
 def test_a_second_ctrl_c_ends_at_once(finished: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
 
@@ -183,7 +183,6 @@ def test_sigterm_without_checkpoints(plain: Path, tmp_path: Path, capfd: pytest.
     assert result_of(directory) == result_of(plain)
 
 
-@pytest.mark.end_to_end
 @pytest.mark.slow  # in a fork above
 def test_kill_9_in_a_real_process(finished: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
@@ -241,7 +240,6 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     return output.err.removeprefix("sparse-agents: ").removesuffix("\n")
 
 
-@pytest.mark.end_to_end
 @pytest.mark.parametrize("harm", [cut, lose])
 @pytest.mark.parametrize("file", ["tensors.safetensors", "state.json"])
 def test_a_damaged_checkpoint(

@@ -23,6 +23,8 @@ from runs.failure import UserError
 from runs.loading import load_agent
 from sparse_core import SparseLinear
 
+pytestmark = pytest.mark.end_to_end
+
 # Actions in [-1, 1], [-2, 2] and [-0.4, 0.4].
 ENVS = ["Hopper-v5", "Pendulum-v1", "Humanoid-v5"]
 

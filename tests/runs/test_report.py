@@ -31,6 +31,8 @@ from runs.report.movement import draw_movement, gradient_flow, movement_rows, sm
 from runs.report.options import Report
 from runs.studies.plan import Study
 
+pytestmark = pytest.mark.end_to_end
+
 FEW = 100  # resamples
 
 
@@ -234,7 +236,6 @@ def digest(directory: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-@pytest.mark.end_to_end
 def test_two_reports_are_the_same_bytes(reported: tuple[Path, Findings]) -> None:
     directory, _ = reported
     before = digest(directory)

@@ -29,6 +29,8 @@ from runs.checkpoints import CheckpointStore
 from runs.scoring import Scorer
 from sparse_core import PRESETS
 
+pytestmark = pytest.mark.end_to_end
+
 # 2,059 updates, a change every 260. The checkpoint of step 1240 comes after update 1039: three
 # changes and 1,039 updates lie before it, four and 1,020 behind, and the first of the two
 # batches that the next change looks at has been captured.
@@ -59,7 +61,6 @@ def assert_enough_on_both_sides(directory: Path, step: int, enough: int = 3) -> 
     assert min(sum(at <= step for at in changes), sum(at > step for at in changes)) >= enough
 
 
-@pytest.mark.end_to_end
 def test_kill_9_inside_the_capture_window(long: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     kill_9(directory, MIDDLE, **LONG)
@@ -70,7 +71,6 @@ def test_kill_9_inside_the_capture_window(long: Path, tmp_path: Path) -> None:
     assert_enough_on_both_sides(long, MIDDLE)
 
 
-@pytest.mark.end_to_end
 def test_ctrl_c(long: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     with start(*flags(directory, **LONG)) as process:
@@ -202,7 +202,6 @@ def test_killed_while_later_checkpoints_are_forgotten(unfinished: Path, finished
     assert_equal_runs(unfinished, finished)
 
 
-@pytest.mark.end_to_end
 def test_a_run_killed_before_it_had_a_config(finished: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     directory.mkdir()
