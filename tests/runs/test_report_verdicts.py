@@ -115,7 +115,7 @@ def test_a_difference_that_does_not_matter_is_a_no_however_sure(tmp_path: Path) 
 
 
 def test_without_spread_nothing_is_decided(tmp_path: Path) -> None:
-    (each,) = judged(write_study(tmp_path, {"static-0.9": [100.0, 100], "set-0.9": [150.0, 150]})).values()
+    (each,) = judged(write_study(tmp_path, {"static-0.9": [100.0] * 3, "set-0.9": [150.0] * 3})).values()
     assert (each.word, each.why) == (
         "undecided",
         "the runs of neither arm differ, so that nothing tells how sure this is",
@@ -142,11 +142,24 @@ def test_probability_of_improvement_over_environments_is_that_of_runs(tmp_path: 
     assert found["set-0.9:static-0.9"].improvement.value == 0.75
 
 
-@pytest.mark.parametrize(("runs", "word"), [(1, "one run says nothing about spread"), (2, "")])
-def test_one_run_and_two(runs: int, word: str, tmp_path: Path) -> None:
-    found = judged(write_study(tmp_path, {"static-0.9": [100.0, 101][:runs], "set-0.9": [120.0, 123][:runs]}))
-    (each,) = found.values()
-    assert each.why.startswith(word) if word else each.p_holm is not None
+@pytest.mark.parametrize(
+    ("runs", "word", "why"),
+    [
+        (1, "undecided", "one run says nothing about spread; at least three of each are needed"),
+        (2, "undecided", "two runs say next to nothing about spread; at least three of each are needed"),
+        (3, "yes", ""),
+    ],
+)
+def test_a_verdict_needs_three_runs(runs: int, word: str, why: str, tmp_path: Path) -> None:
+    levels = {"static-0.9": [100.0, 101, 102], "set-0.9": [200.0, 201, 202]}
+    (each,) = judged(write_study(tmp_path, {name: level[:runs] for name, level in levels.items()})).values()
+    assert (each.word, each.why) == (word, why)
+
+
+def test_of_unequal_arms_the_smaller_decides(tmp_path: Path) -> None:
+    levels = {"static-0.9": [100.0, 101], "set-0.9": [200.0, 201, 202, 203, 204]}
+    (each,) = judged(write_study(tmp_path, levels)).values()
+    assert each.why.startswith("two runs say next to nothing")
 
 
 def test_controls_of_each_method(tmp_path: Path) -> None:
