@@ -1,6 +1,7 @@
 """Alike networks (twin critics) computed together, forward and backward, without autograd and without allocating.
 
-Activations are feature-major: (features, batch), or between sparse layers (tiles of the batch, features, entries).
+Activations are feature-major: (features, batch), or (tiles of the batch, features, entries) where all that is hidden is
+sparse and the batch is large.
 Compiled passes (`passes`) go through all layers of all networks at once: sparse ones by their connections, dense ones
 as matrices, those of `gemm` as matrices after scattering. Hidden layers may be normalised before their ReLU, as
 `nn.LayerNorm` does it.
@@ -34,7 +35,7 @@ def weights_of(layer: Linear) -> Tensor:
 
 @dataclass
 class Step:
-    """One layer of one network: its parameters, its arrays (features, batch) and where its gradients go."""
+    """One layer of one network: its parameters, its arrays, feature-major, and where its gradients go."""
 
     layer: Linear
     x: Tensor
@@ -112,13 +113,13 @@ class Normed:
         units = -(-batch * z.element_size() // (UNIT * VECTOR_BYTES)) if trained else 0
         self.y = torch.empty_like(z) if trained else z  # z is asked for again in the backward pass
         self.statistics: Tensor = z.new_empty(*z.shape[:-2], 4, z.shape[-1]) if like is None else like.statistics
-        self.parts = z.new_empty(units, 2, z.shape[-2])
+        self.unit_sums = z.new_empty(units, 2, z.shape[-2])
 
     def places(self) -> dict[int, Tensor]:
         """What compiled passes are told of it."""
         return {
             passes.NORMALISED: self.y, passes.STATISTICS: self.statistics, passes.SCALE: self.scale,
-            passes.SHIFT: self.shift, passes.PARTS: self.parts, passes.DSCALE: self.scale_gradient,
+            passes.SHIFT: self.shift, passes.UNIT_SUMS: self.unit_sums, passes.DSCALE: self.scale_gradient,
             passes.DSHIFT: self.shift_gradient,
         }  # fmt: skip
 
@@ -162,21 +163,23 @@ class FusedNetworks:
     def __init__(
         self, networks: Sequence[nn.Module], inputs: Tensor, *, trained: bool = True, like: FusedNetworks | None = None
     ) -> None:
-        parts = [found for network in networks if (found := perceptron(network))]
+        found = [one for network in networks if (one := perceptron(network))]
         self.inputs, self.trained, self._activations = inputs, trained, list[Tensor]()
-        count, self.batch = len(parts), inputs.shape[1]
-        self.tile = _tile(parts, inputs) if like is None else like.tile
+        count, self.batch = len(found), inputs.shape[1]
+        if not self.batch:
+            raise ValueError("`inputs` must hold at least one batch entry (features, batch), got none")
+        self.tile = _tile(found, inputs) if like is None else like.tile
+        self._tiles = -(-self.batch // self.tile)
         self.input_gradients = inputs.new_empty(count, *inputs.shape) if trained else inputs
         self.steps: list[list[Step]] = []  # by depth, then network
         x, dx = [inputs] * count, [*self.input_gradients] if trained else [inputs] * count
-        for number, column in enumerate(zip(*(one.layers for one in parts), strict=True)):
-            relu, features = number < len(parts[0].layers) - 1, column[0].out_features
-            tiles = -(-self.batch // self.tile)
-            shape = (tiles, features, self.tile) if relu and tiles > 1 else (features, self.batch)
+        for number, column in enumerate(zip(*(one.layers for one in found), strict=True)):
+            relu, features = number < len(found[0].layers) - 1, column[0].out_features
+            shape = (self._tiles, features, self.tile) if relu and self._tiles > 1 else (features, self.batch)
             y = inputs.new_empty(count, *shape) if like is None else like._activations[number]
             dy = torch.empty_like(y) if trained else y
             self._activations.append(y)
-            norms = [one.norms[number] for one in parts]
+            norms = [one.norms[number] for one in found]
             others = [None] * count if like is None else like.steps[number]
             self.steps.append([
                 Step(
@@ -209,9 +212,9 @@ class FusedNetworks:
         # As `_rows`, with all tiles of hidden activations in one place: those of a tile are gone with the next.
         self._passing = self._rows.copy()
         self._passing[:, :-1, passes.Y_JUMP] = self._passing[:, 1:, passes.X_JUMP] = 0
-        widest = max((step.y.shape[-2] for column in self.steps[:-1] for step in column), default=0)
+        widest = max((column[0].y.shape[-2] for column in self.steps[:-1]), default=0)
         large = widest * self.batch * self.inputs.element_size() >= CACHE
-        self._streams = self.tile < self.batch and self.batch % self.tile == 0 and large and not self._scattered
+        self._streams = self.tile < self.batch and large and not self._scattered
 
     def _slices(self) -> int:
         """Into how many parts each network's work is cut; 0 for one thread alone."""
@@ -221,51 +224,45 @@ class FusedNetworks:
     def parts(self) -> list[Part]:
         """The batch in parts that had best be taken from `forward` to `gradients` one after the other, or whole.
 
-        Results are the same. Parts pay where one thread computes activations that are larger than the cache, and nobody
-        asks for growth signals, which are those of whole batches.
+        Results are the same. Parts are tiles, and pay where one thread computes activations that are larger than the
+        cache; growth signals are those of whole batches, and a `gemm` layer's matrix is scattered for all of one.
         """
         if not self._streams or self._slices():
             return [None]
         layers = [step.layer for column in self.steps for step in column]
         if any(isinstance(layer, SparseLinear) and layer.capture is not None for layer in layers):
             return [None]
-        return [(start, start + self.tile) for start in range(0, self.batch, self.tile)]
+        return [(start, min(start + self.tile, self.batch)) for start in range(0, self.batch, self.tile)]
 
     def forward(self, part: Part = None) -> None:
         """Compute `outputs` from `inputs`."""
         for scratch, step, positions in self._scattered:
             scratch.scatter(step.weights, positions)
-        slices = self._slices()
-        if part is not None:
-            passes.forward_serial(self._passing, *part, self.tile, self._like)
-        elif slices:
+        if part is None and (slices := self._slices()):
             passes.forward_threaded(self._rows, self.batch, self.tile, slices, self._like)
         else:
-            rows = self._rows if self.trained else self._passing
-            passes.forward_serial(rows, 0, self.batch, self.tile, self._like)
+            rows = self._rows if self.trained and part is None else self._passing
+            passes.forward_serial(rows, *(part or (0, self.batch)), self.tile, self._like)
 
     def backward(self, inputs: tuple[int, int] = (0, 0), part: Part = None) -> None:
         """From `output_gradients`: every activation's gradient, and those of these inputs (first, last + 1)."""
-        slices = min(self._slices(), 1) if self._whole else self._slices()
-        if part is not None:
-            passes.backward_serial(self._passing, *part, self.tile, *inputs, self._like, INDEX)
-        elif slices:
+        if part is None and (slices := self._slices()):
+            slices = 1 if self._whole else slices
             passes.backward_threaded(self._rows, self.batch, self.tile, *inputs, slices, self._like, INDEX)
         else:
-            passes.backward_serial(self._rows, 0, self.batch, self.tile, *inputs, self._like, INDEX)
+            rows = self._rows if part is None else self._passing
+            passes.backward_serial(rows, *(part or (0, self.batch)), self.tile, *inputs, self._like, INDEX)
 
     def gradients(self, part: Part = None) -> None:
         """After `backward`: gradients of all parameters, and what growth rules asked for; parts come in order."""
-        slices = self._slices()
         if part is not None:
-            number = part[0] // self.tile
-            passes.gradients_serial(self._passing, self.batch, self.tile, number, number + 1, self._like)
+            piece = part[0] // self.tile
+            passes.gradients_serial(self._passing, self.batch, self.tile, piece, piece + 1, self._like)
             return
-        if slices:
+        if slices := self._slices():
             passes.gradients_threaded(self._rows, self.batch, self.tile, slices, self._like)
         else:
-            tiles = max(1, -(-self.batch // self.tile))
-            passes.gradients_serial(self._rows, self.batch, self.tile, 0, tiles, self._like)
+            passes.gradients_serial(self._rows, self.batch, self.tile, 0, self._tiles, self._like)
         for scratch, step, positions in self._scattered:
             scratch.gather(positions, step.weight_gradient)
         for column in self.steps:
@@ -307,13 +304,13 @@ def _normed(norm: nn.LayerNorm | None, z: Tensor, batch: int, trained: bool, oth
 def _tile(networks: Sequence[Perceptron], inputs: Tensor) -> int:
     """Entries of the batch that lie together: as many as a kernel takes at once, so that the cache holds them.
 
-    Of a whole batch a wide layer's rows are far apart and its activations larger than the cache. Dense hidden layers
-    are not cut: their weights are what has to be read again for every tile.
+    Of a whole batch a wide layer's rows are far apart and its activations larger than the cache. A network with a dense
+    hidden layer is not cut: its weights are what would have to be read again for every tile.
     """
     batch, tile = inputs.shape[1], LARGEST * VECTOR_BYTES // inputs.element_size()
     hidden = [layer for one in networks for layer in one.layers[:-1]]
     sparse = hidden and all(isinstance(layer, SparseLinear) and layer.backend == "csr" for layer in hidden)
-    return tile if sparse and batch >= 2 * tile else max(1, batch)
+    return tile if sparse and batch >= 2 * tile else batch
 
 
 def _entries(array: Tensor, batch: int) -> Tensor:
@@ -325,11 +322,11 @@ class Watch:
     """Notices in microseconds when what `FusedNetworks` of these modules were bound to is no longer so."""
 
     def __init__(self, *modules: nn.Module) -> None:
-        parts = [part for module in modules for part in module.modules()]
-        self._holders = [part._parameters for part in parts if part._parameters]
-        self._children = [part._modules for part in parts if part._modules]
-        self._layers = [part for part in parts if isinstance(part, SparseLinear)]
-        self._norms = [part for part in parts if isinstance(part, nn.LayerNorm)]
+        found = [each for module in modules for each in module.modules()]
+        self._holders = [each._parameters for each in found if each._parameters]
+        self._children = [each._modules for each in found if each._modules]
+        self._layers = [each for each in found if isinstance(each, SparseLinear)]
+        self._norms = [each for each in found if isinstance(each, nn.LayerNorm)]
 
     def now(self) -> list[object]:
         """Where parameters are, whether they learn, what modules there are; indices move with values or backends."""

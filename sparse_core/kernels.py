@@ -79,9 +79,10 @@ def slice_start(batch: Any, number: Any, slices: Any, bytes_each: Any) -> Any:
 def column_blocks(features: Any, tile_bytes: Any, connections: Any, rows: Any) -> Any:
     """Into how many blocks of columns rows are cut so that what they read of x stays in the cache.
 
-    Only where a row then still has enough connections per block to pay for reading and writing its output again.
+    Only where a row then still has enough connections per block to pay for reading and writing its output again. Tiles
+    of less than a unit take the blocks of a whole one: sums keep their order however a small batch is cut.
     """
-    wanted = (features * tile_bytes + CACHE - 1) // CACHE
+    wanted = (features * max(tile_bytes, UNIT * VECTOR_BYTES) + CACHE - 1) // CACHE
     return max(1, min(wanted, connections // max(1, rows * BLOCK_FAN_IN)))
 
 

@@ -285,11 +285,11 @@ def normalise_block(y: Any, z: Any, statistics: Any, scale: Any, shift: Any, sta
 
 @serial
 def gradient_sums_block(
-    dy: Any, z: Any, statistics: Any, scale: Any, parts: Any, first_row: Any, last_row: Any, start: Any, stop: Any
+    dy: Any, z: Any, statistics: Any, scale: Any, unit_sums: Any, first_row: Any, last_row: Any, start: Any, stop: Any
 ) -> None:
     """Take these rows of dy, which the ReLU has gated, into the sums over features; rows come in order.
 
-    `parts` (units, 2, features) takes their sums over each unit of the batch: for scale, and for shift.
+    `unit_sums` (units, 2, features) takes their sums over each unit of the batch: for scale, and for shift.
     """
     size, stride, features = z.itemsize, z.shape[1] * z.itemsize, z.shape[0]
     unit = UNIT * VECTOR_BYTES // size
@@ -297,7 +297,7 @@ def gradient_sums_block(
         for begin in range(start, stop, unit):
             offset = begin * size
             known, place = statistics.ctypes.data + offset, offset + row * stride
-            own = parts.ctypes.data + (begin // unit * 2 * features + row) * size
+            own = unit_sums.ctypes.data + (begin // unit * 2 * features + row) * size
             gradient_sums_tile(  # type: ignore[call-arg]
                 dy.ctypes.data + place, z.ctypes.data + place, stride,
                 known, known + stride, known + 2 * stride, known + 3 * stride, scale.ctypes.data + row * size,
@@ -323,10 +323,10 @@ def normalise_backward_block(dy: Any, z: Any, statistics: Any, scale: Any, start
 
 
 @serial
-def sum_parts(dscale: Any, dshift: Any, parts: Any, first_row: Any, last_row: Any) -> None:
+def sum_units(dscale: Any, dshift: Any, unit_sums: Any, first_row: Any, last_row: Any) -> None:
     """Gradients of these features' scales and shifts: sums over the units of the batch, in their order."""
     for row in range(first_row, last_row):
-        dscale[row], dshift[row] = parts[0, 0, row], parts[0, 1, row]
-        for unit in range(1, parts.shape[0]):
-            dscale[row] += parts[unit, 0, row]
-            dshift[row] += parts[unit, 1, row]
+        dscale[row] = dshift[row] = 0
+        for unit in range(unit_sums.shape[0]):
+            dscale[row] += unit_sums[unit, 0, row]
+            dshift[row] += unit_sums[unit, 1, row]

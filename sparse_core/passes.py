@@ -3,7 +3,7 @@
 A layer is a row of addresses and sizes (the constants below), so that one compiled function serves any depth and
 any number of networks; `sparse_core.fused_networks` fills the rows and keeps what they point to alive. The batch is cut
 into slices that never wait for each other from the first layer to the last. It may lie in tiles of `tile` entries,
-each as a matrix of its own: where it does not, `tile` is the batch.
+each as a matrix of its own: where it does not, `tile` is the batch. The number of a tile is its `piece`.
 
 As `kernels`: importing this file imports Numba.
 """
@@ -25,7 +25,7 @@ from sparse_core.normalisation import (
     normalise_backward_block,
     normalise_block,
     statistics_block,
-    sum_parts,
+    sum_units,
 )
 from sparse_core.vectors import UNIT, VECTOR_BYTES, pointer, vector_sum
 
@@ -35,7 +35,7 @@ from sparse_core.vectors import UNIT, VECTOR_BYTES, pointer, vector_sum
 (
     OUT, IN, NNZ, POINTER, COLUMNS, VALUES, BIAS, RELU, TRANSPOSE_POINTER, TRANSPOSE_COLUMNS, TRANSPOSE_ORDER,
     X, Y, DX, DY, GATED, DVALUES, DBIAS, DENSE,
-    NORMALISED, STATISTICS, SCALE, SHIFT, PARTS, DSCALE, DSHIFT, X_WIDTH, X_JUMP, Y_WIDTH, Y_JUMP,
+    NORMALISED, STATISTICS, SCALE, SHIFT, UNIT_SUMS, DSCALE, DSHIFT, X_WIDTH, X_JUMP, Y_WIDTH, Y_JUMP,
 ) = range(30)  # fmt: skip
 FIELDS = 30
 
@@ -61,10 +61,10 @@ def matrix_at(address: Any, rows: Any, columns: Any, like: Any) -> Any:
 
 @serial
 def slice_boundary(batch: Any, number: Any, slices: Any, like: Any) -> Any:
-    """First batch entry of a slice, cut where tiles of the batch are cut anyway: sums keep their order.
+    """First batch entry of a slice, cut where kernels cut the batch anyway: sums keep their order.
 
-    That is after whole units of vectors. A batch of less than a unit is one tile; in two or more vectors it has the
-    same sums, so it may be cut into such parts.
+    That is after whole units of vectors. A batch of less than a unit is cut into two or more vectors each, in which
+    sums have the same order.
     """
     lanes = VECTOR_BYTES // vector_at(0, 0, like).itemsize
     vectors = (batch + lanes - 1) // lanes
@@ -84,28 +84,28 @@ def rows_at_once(normalised: Any, dense: Any, rows: Any) -> Any:
 
 
 @serial
-def input_at(row: Any, address: Any, tile: Any, like: Any) -> Any:
+def input_at(row: Any, address: Any, piece: Any, like: Any) -> Any:
     """A tile of what a layer reads, or of its gradient: (in, entries)."""
-    return matrix_at(address + tile * row[X_JUMP], row[IN], row[X_WIDTH], like)
+    return matrix_at(address + piece * row[X_JUMP], row[IN], row[X_WIDTH], like)
 
 
 @serial
-def output_at(row: Any, address: Any, tile: Any, like: Any) -> Any:
+def output_at(row: Any, address: Any, piece: Any, like: Any) -> Any:
     """A tile of what a layer makes, or of its gradient: (out, entries)."""
-    return matrix_at(address + tile * row[Y_JUMP], row[OUT], row[Y_WIDTH], like)
+    return matrix_at(address + piece * row[Y_JUMP], row[OUT], row[Y_WIDTH], like)
 
 
 @serial
-def statistics_at(row: Any, tile: Any, like: Any) -> Any:
+def statistics_at(row: Any, piece: Any, like: Any) -> Any:
     """A tile of what a normalisation knows of each batch entry: (4, entries)."""
     jump = 4 * row[Y_WIDTH] * vector_at(0, 0, like).itemsize
-    return matrix_at(row[STATISTICS] + tile * jump, 4, row[Y_WIDTH], like)
+    return matrix_at(row[STATISTICS] + piece * jump, 4, row[Y_WIDTH], like)
 
 
 @serial
-def parts_at(row: Any, unit: Any, units: Any, like: Any) -> Any:
+def unit_sums_at(row: Any, unit: Any, units: Any, like: Any) -> Any:
     """Sums over units of the batch from `unit` on (units, 2, features) for the scales and shifts after a layer."""
-    first = row[PARTS] + unit * 2 * row[OUT] * vector_at(0, 0, like).itemsize
+    first = row[UNIT_SUMS] + unit * 2 * row[OUT] * vector_at(0, 0, like).itemsize
     return carray(pointer(first, like), (units, 2, row[OUT]))  # type: ignore[call-arg]
 
 
@@ -120,21 +120,21 @@ def units_of(entries: Any, like: Any) -> Any:
 def forward_slice(layers: Any, tile: Any, start: Any, stop: Any, like: Any) -> None:
     """Batch entries start … stop-1 of one network, tile by tile, which the cache then holds from layer to layer."""
     while start < stop:
-        number = start // tile
-        end = min(stop, (number + 1) * tile)
-        forward_tile(layers, number, start - number * tile, end - number * tile, like)
+        piece = start // tile
+        end = min(stop, (piece + 1) * tile)
+        forward_tile(layers, piece, start - piece * tile, end - piece * tile, like)
         start = end
 
 
 @serial
-def forward_tile(layers: Any, tile: Any, start: Any, stop: Any, like: Any) -> None:
+def forward_tile(layers: Any, piece: Any, start: Any, stop: Any, like: Any) -> None:
     """Entries start … stop-1 of a tile of one network, from its first layer to its last."""
     for number in range(layers.shape[0]):
         row = layers[number]
-        y, x = output_at(row, row[Y], tile, like), input_at(row, row[X], tile, like)
+        y, x = output_at(row, row[Y], piece, like), input_at(row, row[X], piece, like)
         bias, relu = vector_at(row[BIAS], row[OUT], like), row[RELU] != 0
         normalised = row[NORMALISED] != 0
-        statistics = statistics_at(row, tile, like)
+        statistics = statistics_at(row, piece, like)
         step = rows_at_once(normalised, row[DENSE], row[OUT])
         for first in range(0, row[OUT], step):
             last = min(first + step, row[OUT])
@@ -151,7 +151,7 @@ def forward_tile(layers: Any, tile: Any, start: Any, stop: Any, like: Any) -> No
                 statistics_block(y, statistics, first, last, start, stop)
         if normalised:
             normalise_block(
-                output_at(row, row[NORMALISED], tile, like), y, statistics,
+                output_at(row, row[NORMALISED], piece, like), y, statistics,
                 vector_at(row[SCALE], row[OUT], like), vector_at(row[SHIFT], row[OUT], like), start, stop,
             )  # fmt: skip
 
@@ -162,26 +162,26 @@ def backward_slice(
 ) -> None:
     """Gradients of batch entries start … stop-1 of one network, tile by tile."""
     while start < stop:
-        number = start // tile
-        end, before = min(stop, (number + 1) * tile), number * tile
+        piece = start // tile
+        end, before = min(stop, (piece + 1) * tile), piece * tile
         units = units_of(tile, like)
-        backward_tile(layers, number, units, first_input, last_input, start - before, end - before, like, index)
+        backward_tile(layers, piece, units, first_input, last_input, start - before, end - before, like, index)
         start = end
 
 
 @serial
 def backward_tile(
-    layers: Any, tile: Any, units: Any, first_input: Any, last_input: Any, start: Any, stop: Any, like: Any, index: Any
+    layers: Any, piece: Any, units: Any, first_input: Any, last_input: Any, start: Any, stop: Any, like: Any, index: Any
 ) -> None:
     """Gradients of entries of a tile, from the last layer's outputs down to the first layer's given inputs."""
     for number in range(layers.shape[0] - 1, -1, -1):
         row = layers[number]
         begin, end = (first_input, last_input) if number == 0 else (0, row[IN])
-        dx, dy = input_at(row, row[DX], tile, like), output_at(row, row[DY], tile, like)
-        gate = matrix_at(row[X] + tile * row[X_JUMP], row[IN] if row[GATED] else 0, row[X_WIDTH], like)
+        dx, dy = input_at(row, row[DX], piece, like), output_at(row, row[DY], piece, like)
+        gate = matrix_at(row[X] + piece * row[X_JUMP], row[IN] if row[GATED] else 0, row[X_WIDTH], like)
         if row[NORMALISED]:  # the layer above has added up what this needs
             normalise_backward_block(
-                dy, output_at(row, row[Y], tile, like), statistics_at(row, tile, like),
+                dy, output_at(row, row[Y], piece, like), statistics_at(row, piece, like),
                 vector_at(row[SCALE], row[OUT], like), start, stop,
             )  # fmt: skip
         below = layers[max(number - 1, 0)]
@@ -201,8 +201,8 @@ def backward_tile(
                 )  # fmt: skip
             if normalised:
                 gradient_sums_block(
-                    dx, output_at(below, below[Y], tile, like), statistics_at(below, tile, like),
-                    vector_at(below[SCALE], row[IN], like), parts_at(below, tile * units, units, like),
+                    dx, output_at(below, below[Y], piece, like), statistics_at(below, piece, like),
+                    vector_at(below[SCALE], row[IN], like), unit_sums_at(below, piece * units, units, like),
                     first, last, start, stop,
                 )  # fmt: skip
 
@@ -240,13 +240,13 @@ def gradient_part(
                 dbias[output] = total if fresh else dbias[output] + total
         if row[NORMALISED] and last_tile * tile >= batch:
             dscale, dshift = vector_at(row[DSCALE], row[OUT], like), vector_at(row[DSHIFT], row[OUT], like)
-            sum_parts(dscale, dshift, parts_at(row, 0, units_of(batch, like), like), first, last)
+            sum_units(dscale, dshift, unit_sums_at(row, 0, units_of(batch, like), like), first, last)
 
 
 @serial
 def tiles_of(batch: Any, tile: Any) -> Any:
-    """How many tiles hold a batch; an empty one takes one, too."""
-    return max(1, (batch + tile - 1) // tile)
+    """How many tiles hold a batch."""
+    return (batch + tile - 1) // tile
 
 
 @serial

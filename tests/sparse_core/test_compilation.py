@@ -1,5 +1,6 @@
 """Compiled code on disk is used again as long as it is the sources' own, and no longer."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,23 @@ def run(folder: Path) -> tuple[str, bool]:
     """What the kernel gives in a process of its own, and whether it was compiled there."""
     done = subprocess.run([sys.executable, "-c", RUN], cwd=folder, capture_output=True, text=True, check=True)
     return done.stdout.strip(), "compiling kernels" in done.stderr
+
+
+def test_every_file_with_a_kernel_counts(tmp_path: Path) -> None:
+    """A pass on disk holds the code of those that it calls, in whatever file they are."""
+    package = Path(sparse_core.compilation.__file__).parent
+    for path in package.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    before = sparse_core.compilation.sources.__wrapped__(tmp_path)
+    made = [
+        path for path in tmp_path.glob("*.py") if re.search(r"^@(serial|threaded|intrinsic)", path.read_text(), re.M)
+    ]
+    assert len(made) > 5
+    for path in made:
+        text = path.read_text()
+        path.write_text(text + "\n# edited")
+        assert sparse_core.compilation.sources.__wrapped__(tmp_path) != before, path.name
+        path.write_text(text)
 
 
 @pytest.mark.end_to_end

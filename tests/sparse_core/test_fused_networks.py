@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sparse_core import Adam, Rewiring, SparseLinear, Topology, kernels
-from sparse_core.fused_networks import FusedNetworks
+from sparse_core import Adam, Rewiring, SparseLinear, Topology, kernels, passes
+from sparse_core.fused_networks import INDEX, FusedNetworks
 from sparse_core.fused_optimizer import FusedAdam, FusedPolyak
 from sparse_core.perceptrons import fusible
 from sparse_core.vectors import VECTOR_BYTES
@@ -211,13 +211,13 @@ def test_a_batch_in_tiles_gives_the_same(
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("tiles", [2, 4])
+@pytest.mark.parametrize(("tiles", "short"), [(2, 0), (4, 0), (3, 17)])
 @pytest.mark.parametrize("norms", [(), (0, 1)])
 @pytest.mark.parametrize("last", ["csr", "dense"])
 def test_parts_of_a_batch_give_the_same_bits_as_the_whole(
-    tiles: int, dtype: torch.dtype, norms: tuple[int, ...], last: str, monkeypatch: pytest.MonkeyPatch
+    tiles: int, short: int, dtype: torch.dtype, norms: tuple[int, ...], last: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch = tiles * kernels.LARGEST * VECTOR_BYTES // torch.empty(0, dtype=dtype).element_size()
+    batch = tiles * kernels.LARGEST * VECTOR_BYTES // torch.empty(0, dtype=dtype).element_size() - short
     networks = [network([9, 40, 30, 3], ["csr", "csr", last], dtype, seed, norms) for seed in (0, 50)]
     inputs = torch.randn(9, batch, generator=seeded(1), dtype=dtype)
     given = torch.randn(2, 3, batch, generator=seeded(2), dtype=dtype)
@@ -286,6 +286,28 @@ def test_results_do_not_depend_on_the_threads(
     torch.set_num_threads(before)
     for one, two in zip(results[0] + results[1], results[2] + results[3], strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("vectors", [4, 5, 7])
+def test_however_a_small_batch_is_cut_wide_layers_add_up_alike(vectors: int, dtype: torch.dtype) -> None:
+    batch = vectors * VECTOR_BYTES // torch.empty(0, dtype=dtype).element_size()
+    fused = FusedNetworks(
+        [network([4096, 8, 4096, 1], ["csr"] * 3, dtype, 0)], torch.randn(4096, batch, generator=seeded(1), dtype=dtype)
+    )
+    results = []
+    for slices in (1, 2, 3):
+        passes.forward_threaded(fused._rows, batch, fused.tile, slices, fused._like)
+        fused.output_gradients.fill_(0.5)
+        passes.backward_threaded(fused._rows, batch, fused.tile, 0, 4096, slices, fused._like, INDEX)
+        results.append([fused.outputs.clone(), fused.input_gradients.clone()])
+    for cut in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(results[0], cut, strict=True))
+
+
+def test_a_batch_without_entries_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one batch entry"):
+        FusedNetworks([network([9, 12, 1], ["csr", "csr"], torch.float64, 0)], torch.empty(9, 0, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("kind", ["csr", "gemm"])
