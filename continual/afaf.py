@@ -17,11 +17,12 @@ from sparse_core.draws import largest
 
 
 class AFAF(SpaceNet):
-    """Sparse subspaces in one network: old neurons that matter for a new task are read by it and never changed.
+    """Sparse subspaces in one network: a new task reads old neurons that matter for it; reserved ones never change.
 
     From task `reuse_from` on, candidates are found per class and layer: the neurons that the class's samples
     excite most in the network as it is. Connections go from candidates and some free neurons to free
-    neurons only; the output layer reads free neurons only, against ambiguous classes.
+    neurons only; the output layer reads free neurons only, against ambiguous classes. From then on connections
+    take what room there is, whatever `policy` says of it.
 
     Args:
         reuse_from: tasks (from 0) before this one are placed at random in free neurons, as in SpaceNet.
@@ -59,9 +60,9 @@ class AFAF(SpaceNet):
         blocks[-2], blocks[-1] = max(1, round(0.25 * last * below)), max(1, round(0.7 * last * classes))
         return Sizes(selected, reserved, tuple(blocks))
 
-    def _plan(self, task: Task) -> dict[str, Grant]:
+    def _allot(self, task: Task) -> dict[str, Grant]:
         if len(self.tasks) < self.reuse_from:
-            return super()._plan(task)
+            return super()._allot(task)
         draws, demands = self._draws["allocation"], self._demands(task)
         excited = self._excited(task)
         grants: dict[str, Grant] = {}

@@ -16,6 +16,7 @@ from avalanche.training.utils import ParamData
 from torch import Tensor, nn
 from torch.nn import functional
 
+from continual.heads import places
 from continual.learner import Costs, NoChoice, Setup
 from continual.loading import InMemory
 from continual.tensors import classes_of, tensors_of
@@ -40,7 +41,8 @@ class HeadLoss(nn.Module):
         if self.classes is None:
             return functional.cross_entropy(logits, y)
         # Gathered, not multiplied by 0: a class left out gets no gradient whatever its logit is.
-        return functional.cross_entropy(logits[:, self.classes], torch.searchsorted(self.classes, y))
+        local = places(self.classes, y, "take the head 'full', or a strategy that rehearses")
+        return functional.cross_entropy(logits[:, self.classes], local)
 
 
 class Dense(InMemory):

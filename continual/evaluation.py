@@ -19,7 +19,8 @@ def accuracy_rows(
 ) -> tuple[list[float], list[float]]:
     """Accuracy on each task's samples (x, y), as fractions: with the task not known, and with it known.
 
-    The first row is NaN for a learner that must know the task: one whose `scenarios` name "task-il" alone.
+    The first row is NaN for a learner that must know the task: one whose `scenarios` name "task-il" alone. A sample
+    without a finite score, as of a task still to come, counts as wrong.
     """
     without, within = [], []
     needs_task = tuple(getattr(learner, "scenarios", ())) == ("task-il",)
@@ -27,8 +28,13 @@ def accuracy_rows(
         right_class = right_task = 0
         for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
             if not needs_task:
-                right_class += int((learner.class_scores(images).argmax(1) == labels).sum())
-            right_task += int((learner.task_scores(images, number).argmax(1) == labels).sum())
+                right_class += _right(learner.class_scores(images), labels)
+            right_task += _right(learner.task_scores(images, number), labels)
         without.append(math.nan if needs_task else right_class / len(y))
         within.append(right_task / len(y))
     return without, within
+
+
+def _right(scores: Tensor, labels: Tensor) -> int:
+    best, found = scores.max(1)
+    return int(((found == labels) & (best > -torch.inf)).sum())

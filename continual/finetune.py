@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from continual.baselines import only
 from continual.epochs import SparseEpochs
-from continual.heads import HEADS, Targets
+from continual.heads import HEADS, Targets, places
 from continual.learner import Costs
 from continual.loading import InMemory
 from continual.plugins import check_plugins
@@ -84,6 +84,8 @@ class SparseFinetune(SparseEpochs, InMemory, SupervisedTemplate):
     def check_model_and_optimizer(self, **kwargs: Any) -> None:
         """Avalanche's, then the task begins: only now is it known how long an epoch is."""
         super().check_model_and_optimizer(**kwargs)
+        if self._resumed is not None:
+            self._check_task(self._resumed)
         resumed, self._resumed = self._resumed, None
         if resumed is not None:  # only now: Avalanche's first `make_optimizer` wipes what is there
             self.optimizer.load_state_dict(resumed["optimizer"])
@@ -105,6 +107,14 @@ class SparseFinetune(SparseEpochs, InMemory, SupervisedTemplate):
         if resumed is not None and resumed["sparsifier"] is not None:
             self.sparsifier.load_state_dict(resumed["sparsifier"])
 
+    def _check_task(self, state: Mapping[str, Any]) -> None:
+        classes = classes_of(self.experience)
+        if state["sparsifier"] is not None and classes != self.tasks[-1]:
+            raise ValueError(
+                f"the state is from within the task of classes {self.tasks[-1]}, got an experience with {classes}; "
+                "go on with the same task"
+            )
+
     def _after_training_exp(self, **kwargs: Any) -> None:
         assert self.sparsifier is not None
         self.sparsifier.detach()
@@ -115,9 +125,11 @@ class SparseFinetune(SparseEpochs, InMemory, SupervisedTemplate):
         """The head's loss while training."""
         if not self.is_training:
             return self._criterion(self.mb_output, self.mb_y)
+        if self.head == "full":  # any class will do, such as those that a plugin replays
+            return self._criterion(self.mb_output, self.mb_y)
         units = torch.tensor(self.tasks[-1], device=self.mb_y.device)
-        targets = Targets(self.mb_output, units, torch.searchsorted(units, self.mb_y), self._output_bias())
-        return HEADS[self.head](targets, self._criterion)
+        local = places(units, self.mb_y, "take the head 'full', or leave out the plugin that replays")
+        return HEADS[self.head](Targets(self.mb_output, units, local, self._output_bias()), self._criterion)
 
     def _output_bias(self) -> Tensor:
         *_, last = self.model.parameters()
@@ -162,6 +174,9 @@ class SparseFinetune(SparseEpochs, InMemory, SupervisedTemplate):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` gave; within a task, the next call of `train` must be for the task's experience."""
+        if self.sparsifier is not None:
+            self.sparsifier.detach()
+            self.sparsifier = None
         self.tasks = [tuple(task) for task in state["tasks"]]
         self.model.load_state_dict(state["model"])
         self.batch_generator.set_state(state["batches"])

@@ -26,6 +26,22 @@ class Targets:
 
 Head = Callable[[Targets, Criterion], Tensor]
 
+
+def places(units: Tensor, wanted: Tensor, instead: str) -> Tensor:
+    """Index of each sample's unit (B,) among `units` (ascending); -1 stays, for a sample of no class.
+
+    A `ValueError` for a unit that is not there, which says what to do `instead`.
+    """
+    local = torch.searchsorted(units, wanted).clamp_(max=units.numel() - 1)
+    strays = (units[local] != wanted) & (wanted >= 0)
+    if bool(strays.any()):
+        raise ValueError(
+            f"a batch holds a sample for output {int(wanted[strays][0])}, which is not of the current task "
+            f"({units.tolist()}); {instead}"
+        )
+    return torch.where(wanted < 0, wanted, local)
+
+
 HEADS: Registry[Head] = Registry("head")
 
 

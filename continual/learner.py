@@ -40,18 +40,6 @@ class Learner(Protocol):
         """What the learner holds now."""
 
 
-class Resumable(Learner, Protocol):
-    """A learner that goes on exactly where it was, also within a task, at the end of an epoch."""
-
-    epochs_done: int
-
-    def state(self) -> dict[str, Any]:
-        """Everything that resuming needs."""
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state` gave."""
-
-
 @dataclass(frozen=True)
 class Costs:
     """What a learner holds: exact counts and bytes, without the optimizer and what is gone after training."""

@@ -28,6 +28,9 @@ class SpaceNetOOD(SpaceNet):
         **keywords: of `SpaceNet`; images must be (n, c, h, w).
     """
 
+    made_for = "class-il"
+    """What its scores at the top are of, though its subnetworks are strict."""
+
     def __init__(self, *, outliers: float = 1.5, **keywords: Any) -> None:
         if not outliers >= 0:
             raise ValueError(f"`outliers` must be a number ≥ 0 for each image, got {outliers!r}")

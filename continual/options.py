@@ -25,6 +25,16 @@ class Sizes:
     reserved: tuple[int, ...]
     connections: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        hidden = len(self.connections) - 1
+        if not hidden == len(self.selected) == len(self.reserved):
+            raise ValueError(
+                "`Sizes` wants connections for every layer, and selected and reserved neurons for every layer but the "
+                f"last; got {len(self.connections)}, {len(self.selected)} and {len(self.reserved)}"
+            )
+        if min(*self.selected, *self.reserved, *self.connections) < 0:
+            raise ValueError(f"`Sizes` wants counts ≥ 0, got {self}")
+
     @classmethod
     def fitting(
         cls,
@@ -145,8 +155,12 @@ class SubspaceOptions:
     def __post_init__(self) -> None:
         HEADS[self.head]
         SCHEDULES[self.schedule], SCHEDULES[self.rate_schedule]
-        if self.period is not None and self.period < 1:
-            raise ValueError(f"`period` must be at least 1 step, got {self.period}")
+        if not isinstance(self.sizes, Sizes):
+            raise TypeError(f"`sizes` must be `Sizes`, such as `Sizes.fitting(…)`, got {type(self.sizes).__name__}")
+        if self.period is not None and (not isinstance(self.period, int) or self.period < 1):
+            raise ValueError(f"`period` must be a whole number of steps, at least 1, got {self.period!r}")
+        if self.calibrate and self.head_bias:
+            raise ValueError("`calibrate` scales weights of outputs, which have no bias then; give `head_bias=False`")
         if (self.drop is None) != (self.grow is None):
             raise ValueError(
                 f"give both `drop` and `grow`, or neither for static connections; got {self.drop!r}, {self.grow!r}"

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from avalanche.training.plugins import EWCPlugin, GDumbPlugin, MASPlugin, SynapticIntelligencePlugin
+from avalanche.training.plugins import (
+    EWCPlugin,
+    GDumbPlugin,
+    MASPlugin,
+    RWalkPlugin,
+    SynapticIntelligencePlugin,
+)
 
 # What does the same on a dense network, among the strategies here.
 _INSTEAD = {
     EWCPlugin: "'ewc'", MASPlugin: "'mas'", SynapticIntelligencePlugin: "'si'", GDumbPlugin: "'gdumb'",
+    RWalkPlugin: "'ewc' or 'si'",
 }  # fmt: skip
 
 

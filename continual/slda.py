@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,13 +28,16 @@ class SpaceNetSLDA(StatisticsStrategy):
 
     Args:
         setup: what it is made for.
-        share: share of a patch, and of a layer below, that a neuron reads: (first layer, later ones).
+        share: share of a patch (in all its channels), and of a layer below, that a neuron reads: (first layer, later
+            ones), each in (0, 1].
         shrinkage: of the covariance; see `StreamingLDA`.
     """
 
     def __init__(
         self, *, setup: Setup, share: tuple[float, float] = (0.6, 0.175), shrinkage: float = 1e-4
     ) -> None:  # fmt: skip
+        if not isinstance(share, Sequence) or len(share) != 2 or not all(0 < each <= 1 for each in share):
+            raise ValueError(f"`share` must be two shares in (0, 1], of a patch and of a layer below, got {share!r}")
         self.network = SubspaceNetwork(setup.inputs, setup.hidden, setup.benchmark.classes, backend=setup.backend)
         self.share, self.epochs_done, self.drawn, self._open = share, 0, False, False
         lda = StreamingLDA(sum(setup.hidden), setup.benchmark.classes, shrinkage, setup.device)
@@ -124,7 +127,7 @@ def _patches(neurons: int, shape: tuple[int, int, int], share: float, generator:
     """For each neuron, inputs drawn from a random square of the images, about a third of their height wide."""
     channels, height, width = shape
     side = max(5, round(0.32 * min(height, width)))
-    count = round(share * side * side)
+    count = max(1, round(share * channels * side * side))
     top, left = (torch.randint(extent - side + 1, (neurons, 1), generator=generator) for extent in (height, width))
     chosen = torch.rand(neurons, channels * side * side, generator=generator).topk(count, 1).indices
     channel, row, column = chosen // side**2, chosen // side % side, chosen % side

@@ -66,6 +66,8 @@ class SpaceNet(SubspaceStrategy):
             labels * setup.tasks if multi_head else labels, channels=setup.channels, norm=setup.norm,
             backend=setup.backend,
         )  # fmt: skip
+        if "isolation" in setup.options:
+            raise ValueError("sizes and optimizer follow `isolation`: give it as a choice of its own, not as an option")
         isolation = setup.isolation or chosen.get("isolation", "shared")
         sizes = cls.sizes([*network.shapes.values()], setup.classes_per_task, setup.tasks, isolation, multi_head)
         options = {"sizes": sizes, **chosen, "isolation": isolation}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from continual.archive import Archive, Task
 from continual.calibration import calibrate
 from continual.epochs import SparseEpochs
-from continual.heads import HEADS, Targets
+from continual.heads import HEADS, Targets, places
 from continual.learner import Costs
 from continual.ledger import CapacityError, Demand, Grant, TaskLedger
 from continual.loading import InMemory
@@ -97,6 +97,11 @@ class SubspaceStrategy(Scoring, SparseEpochs, InMemory, SupervisedTemplate):
         chosen = {**self.defaults(options.get("isolation", "shared"), multi_head), **options}
         chosen.setdefault("sizes", Sizes.fitting([*model.shapes.values()], 2, 5))
         self.options = SubspaceOptions(**chosen)
+        if len(self.options.sizes.connections) != len(model.shapes):
+            raise ValueError(
+                f"`sizes` is for {len(self.options.sizes.connections)} layers, the model has {len(model.shapes)}; "
+                "give connections for every layer, neurons for every hidden one"
+            )
         super().__init__(
             model=model, optimizer=optimizer, criterion=criterion or nn.CrossEntropyLoss(), device=device,
             train_mb_size=train_mb_size, train_epochs=train_epochs, eval_mb_size=eval_mb_size, plugins=plugins,
@@ -154,13 +159,17 @@ class SubspaceStrategy(Scoring, SparseEpochs, InMemory, SupervisedTemplate):
         """Neurons and first connections of a task that begins."""
         before = self._draws["allocation"].get_state()
         try:
-            return self.ledger.plan(
-                self._demands(task), self._trained_units(task), self._draws["allocation"],
-                policy=self.options.policy, worth=self.archive.worth,
-            )  # fmt: skip
+            return self._allot(task)
         except CapacityError:
             self._draws["allocation"].set_state(before)
             raise
+
+    def _allot(self, task: Task) -> dict[str, Grant]:
+        """The plan itself, which draws."""
+        return self.ledger.plan(
+            self._demands(task), self._trained_units(task), self._draws["allocation"],
+            policy=self.options.policy, worth=self.archive.worth,
+        )  # fmt: skip
 
     def _demands(self, task: Task) -> dict[str, Demand]:
         """What a task wants of each layer."""
@@ -351,14 +360,8 @@ class SubspaceStrategy(Scoring, SparseEpochs, InMemory, SupervisedTemplate):
         bias = self.network.chain[self.ledger.names[-1]].effective_bias()
         assert bias is not None
         units = self._trained_units(self._current).to(wanted.device)
-        local = torch.searchsorted(units, wanted).clamp_(max=units.numel() - 1)
-        strays = (units[local] != wanted) & (wanted >= 0)
-        if bool(strays.any()):
-            raise ValueError(
-                f"a batch holds a sample for output {int(wanted[strays][0])}, which is not of the current task "
-                f"({self._current.classes}); to rehearse earlier classes take `SpaceNetRehearsal`, not a replay plugin"
-            )
-        return Targets(logits, units, torch.where(wanted < 0, wanted, local), bias)
+        local = places(units, wanted, "to rehearse earlier classes take `SpaceNetRehearsal`, not a replay plugin")
+        return Targets(logits, units, local, bias)
 
     # ---- what it costs, and its state
 

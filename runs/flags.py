@@ -105,7 +105,8 @@ class LearnerFlags:
     channels: str = "none"
     """Channels of 3×3 convolutions before the hidden layers, comma list: 32,64. Each is followed by a 2×2 pooling."""
     norm: Literal["none", "batch"] = "none"
-    """Normalisation before each activation; batch keeps that of finished tasks' neurons as it is."""
+    """Normalisation before each activation; batch keeps that of finished tasks' neurons as it is (of reserved ones
+    alone: spacenet-2021, spacenet-static, afaf)."""
     epochs: Annotated[int | None, left_out("INT", BENCHMARK)] = None
     """Passes over each task's images."""
     batch_size: Annotated[int | None, left_out("INT", BENCHMARK)] = None

@@ -1,4 +1,4 @@
-"""AFAF: new tasks read the old neurons that their data excite most, and never change them (arXiv:2110.05329)."""
+"""AFAF: new tasks read the old neurons that their data excite most; reserved ones never change (arXiv:2110.05329)."""
 
 from __future__ import annotations
 

@@ -15,10 +15,16 @@ def build(setup: Setup) -> SparseFinetune:
     labels = setup.benchmark.classes
     shapes = [*SubspaceNetwork(setup.inputs, setup.hidden, labels).shapes.values()]
     connections = setup.tasks * sum(Sizes.fitting(shapes, setup.classes_per_task, setup.tasks).connections)
-    network = sparse_network(
-        setup.inputs, setup.hidden, labels, connections, setup.seed, setup.backend, options["topology"],
-        setup.initial_topology,
-    )  # fmt: skip
+    try:
+        network = sparse_network(
+            setup.inputs, setup.hidden, labels, connections, setup.seed, setup.backend, options["topology"],
+            setup.initial_topology,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ValueError(
+            f"as many connections as spacenet's tasks have ({connections}) do not make this network with its dense "
+            f"output layer: widen `hidden`, or divide into more tasks ({error})"
+        ) from error
     return SparseFinetune(
         model=network, optimizer=setup.make_optimizer(network.parameters(), "sgd", 0.01), device=setup.device,
         plugins=list(setup.plugins), evaluator=setup.evaluator, seed=setup.seed,

@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-import torch
-
 from continual.evaluation import Samples, accuracy_rows
 from continual.learner import Costs
 from continual.scenario import ContinualBenchmark
@@ -109,32 +107,17 @@ class Examiner:
     def examine(self, learner: Any, record: Record) -> None:
         """Add a row on every task's data to each matrix, and what the learner holds."""
         knows = _knows_classes(learner)
-        asked = learner if knows else _WithinTasks(learner)
         sets: list[tuple[Sequence[Samples] | None, Rows, Rows]] = [
             (self.test, record.class_il, record.task_il),
             (self.validation, record.validation_class_il, record.validation_task_il),
         ]
         for samples, class_rows, task_rows in sets:
             if samples is not None:
-                without, within = accuracy_rows(asked, samples)
+                without, within = accuracy_rows(learner, samples)
                 task_rows.append(within)
                 if knows:
                     class_rows.append(without)
         record.costs.append(_costs(learner.costs()))
-
-
-class _WithinTasks:
-    """A learner that is asked for a sample's class only with the sample's task."""
-
-    def __init__(self, learner: Any) -> None:
-        self._learner = learner
-        self.task_scores = learner.task_scores
-
-    def class_scores(self, x: torch.Tensor) -> torch.Tensor:
-        return x.new_zeros(len(x), 1)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._learner, name)
 
 
 def _knows_classes(learner: Any) -> bool:

@@ -24,21 +24,17 @@ Reference = Mapping[str, list[float] | None]
 class Facts:
     """What a result says about its learner."""
 
-    strict: bool
-    knows_classes: bool
+    scenario: str
+    """What the learner is for: whose scores are those at the top."""
     joint: bool
 
     @classmethod
-    def of(cls, learner: Any, settings: Settings) -> Facts:
-        """Of a learner as it was built."""
-        scenarios = getattr(learner, "scenarios", ("class-il", "task-il"))
-        strict = settings.isolation == "strict" or bool(getattr(learner, "strict", False))
-        return cls(strict, "class-il" in scenarios, bool(getattr(learner, "joint", False)))
-
-    @property
-    def scenario(self) -> str:
-        """What the learner is for: whose scores are those at the top."""
-        return "task-il" if self.strict or not self.knows_classes else "class-il"
+    def of(cls, learner: Any) -> Facts:
+        """Of a learner as it was built: strict ones are for tasks that are known, unless they say otherwise."""
+        knows_classes = "class-il" in getattr(learner, "scenarios", ("class-il", "task-il"))
+        strict = bool(getattr(learner, "strict", False))
+        usual = "task-il" if strict or not knows_classes else "class-il"
+        return cls(getattr(learner, "made_for", usual), bool(getattr(learner, "joint", False)))
 
 
 def result(
@@ -114,6 +110,8 @@ def read_reference(settings: Settings, task_classes: Sequence[Sequence[int]]) ->
     if written.get("format") != FORMAT or not written.get("joint"):
         raise UserError(f"{path} is not the result of a strategy that learns all tasks together; give the run of one")
     same = written.get("benchmark") == settings.benchmark
+    if written.get("benchmark_scenario") == "domain-il":  # the order says how inputs are permuted
+        same &= _order_of(written) == settings.class_order
     if not same or written.get("task_classes") != [list(classes) for classes in task_classes]:
         raise UserError(f"{path} is of other tasks than this run; give a joint run of the same benchmark and order")
     final = written.get("final")
@@ -124,9 +122,14 @@ def read_reference(settings: Settings, task_classes: Sequence[Sequence[int]]) ->
         raise UserError(f"{path} is damaged (no final accuracies); do the joint run again") from error
 
 
+def _order_of(written: Mapping[str, Any]) -> Any:
+    settings = written.get("settings")
+    return settings.get("class_order") if isinstance(settings, Mapping) else None
+
+
 def _mean(rows: list[list[float]] | None, tasks: int) -> list[float] | None:
     if rows is None:
         return None
-    if not all(len(row) == tasks for row in rows):
-        raise ValueError("rows of another length")
+    if not rows or not all(len(row) == tasks and all(0 <= share <= 1 for share in row) for row in rows):
+        raise ValueError("no rows of so many fractions")
     return [sum(column) / len(rows) for column in zip(*rows, strict=True)]

@@ -34,7 +34,7 @@ class Run:
             data_root=settings.data_root,
         )
         # One that is only looked at: a choice that cannot be shows itself here.
-        self.facts = Facts.of(build_learner(settings, self.benchmark, settings.seeds[0]), settings)
+        self.facts = Facts.of(build_learner(settings, self.benchmark, settings.seeds[0]))
         self.reference = read_reference(settings, self.benchmark.task_classes)
         _load_kernels(settings.backend, settings.device)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from continual.heads import HEADS, Targets
+from continual.heads import HEADS, Targets, places
 
 BIAS = torch.tensor([0.5, -1.0, 2.0, 0.0])
 
@@ -40,6 +40,14 @@ def test_which_units_are_trained(head: str, units: list[int]) -> None:
     HEADS[head](targets, cross_entropy).backward()
     assert targets.logits.grad is not None
     assert targets.logits.grad.any(0).nonzero().flatten().tolist() == units
+
+
+def test_a_label_that_is_not_of_the_task_is_refused() -> None:
+    units = torch.tensor([1, 3])
+    assert places(units, torch.tensor([3, -1, 1]), "").tolist() == [1, -1, 0]
+    for stray in (0, 2, 7):
+        with pytest.raises(ValueError, match=rf"a sample for output {stray}, .*current task \(\[1, 3\]\); do this"):
+            places(units, torch.tensor([3, stray]), "do this")
 
 
 def rest(logit: float) -> float:

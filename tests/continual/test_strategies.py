@@ -15,6 +15,7 @@ from avalanche.training.plugins import (
     EWCPlugin,
     GDumbPlugin,
     MASPlugin,
+    RWalkPlugin,
     SynapticIntelligencePlugin,
 )
 from learned import IMAGE
@@ -141,7 +142,12 @@ def test_choices_a_strategy_has_not(digits: ContinualBenchmark, name: str) -> No
         ("spacenet", {"head": "wide"}, "wide"),
         ("spacenet", {"isolation": "loose"}, "`isolation` must be one of shared, strict, got 'loose'"),
         ("spacenet", {"policy": "beg"}, "`policy` must be one of error, shrink, reclaim, got 'beg'"),
-        ("spacenet", {"options": {"period": 0}}, "`period` must be at least 1 step, got 0"),
+        ("spacenet", {"options": {"period": 0}}, "`period` must be a whole number of steps, at least 1, got 0"),
+        ("spacenet", {"options": {"period": 2.5}}, "`period` must be a whole number of steps, at least 1, got 2.5"),
+        ("spacenet", {"options": {"isolation": "strict"}}, "give it as a choice of its own, not as an option"),
+        ("spacenet", {"options": {"head_bias": True}}, "`calibrate` scales weights of outputs, which have no bias"),
+        ("spacenet", {"options": {"sizes": Sizes((4,), (2,), (9, 9))}}, "`sizes` is for 2 layers, the model has 3"),
+        ("spacenet-slda", {"options": {"share": (2.0, 0.1)}}, r"`share` must be two shares in \(0, 1\]"),
         ("spacenet", {"options": {"drop": None}}, "give both `drop` and `grow`, or neither"),
         ("spacenet", {"options": {"reads": "own"}}, "`reads='own'` needs `isolation='strict'`"),
         ("spacenet-ood", {"head": "zeroed"}, "outliers belong to no class, .* got 'zeroed'"),
@@ -152,6 +158,29 @@ def test_choices_a_strategy_has_not(digits: ContinualBenchmark, name: str) -> No
 def test_choices_that_cannot_be(digits: ContinualBenchmark, name: str, choices: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         made(digits, name, **choices)
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        (((4,), (2,), (9,)), "got 1, 1 and 1"),
+        (((4,), (2,), (9, -5)), "counts ≥ 0"),
+    ],
+)
+def test_sizes_that_cannot_be(counts: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Sizes(*counts)
+
+
+def test_a_task_still_to_come_is_all_wrong(digits: ContinualBenchmark) -> None:
+    """Its classes have no scores, so that none of them is found, the first one neither."""
+    tasks = [digits.tensors("test", task) for task in range(5)]
+    learner = learn(made(digits, "spacenet"), digits, tasks=1)
+    without, within = accuracy_rows(learner, tasks)
+    assert without[0] > 0.5
+    assert without[1:] == within[1:] == [0] * 4
+    learner = made(digits, "spacenet")
+    assert accuracy_rows(learner, tasks) == ([0] * 5, [0] * 5)
 
 
 # ---- costs
@@ -223,7 +252,9 @@ class Watch(SupervisedPlugin):
         assert strategy.ledger.tasks == len(strategy.tasks)
 
 
-@pytest.mark.parametrize("plugin", [EWCPlugin(1.0), MASPlugin(), SynapticIntelligencePlugin(0.1), GDumbPlugin(10)])
+@pytest.mark.parametrize(
+    "plugin", [EWCPlugin(1.0), MASPlugin(), SynapticIntelligencePlugin(0.1), GDumbPlugin(10), RWalkPlugin()]
+)
 def test_plugins_that_want_parameters_to_stay_are_refused(digits: ContinualBenchmark, plugin: Any) -> None:
     for name in ("spacenet", "sparse-finetune"):
         with pytest.raises(ValueError, match=rf"{type(plugin).__name__} wants the same parameters in every task"):

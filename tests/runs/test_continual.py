@@ -250,8 +250,11 @@ def test_a_directory_that_is_not_empty(finished: Path, capsys: pytest.CaptureFix
         ({"joint": False}, "is not the result of a strategy that learns all tasks together"),
         ({"task_classes": [[0, 1]]}, "is of other tasks than this run"),
         ({"benchmark": "split-mnist"}, "is of other tasks than this run"),
+        ({"benchmark_scenario": "domain-il", "settings": {"class_order": "5"}}, "is of other tasks than this run"),
         ({"final": None}, "is damaged (no final accuracies)"),
         ({"final": {"class_il": [[1.0]], "task_il": None}}, "is damaged (no final accuracies)"),
+        ({"final": {"class_il": [], "task_il": None}}, "is damaged (no final accuracies)"),
+        ({"final": {"class_il": [[7.0] * 5], "task_il": None}}, "is damaged (no final accuracies)"),
     ],
 )
 def test_a_joint_run_of_something_else(change: dict[str, Any], message: str, joint: Path, tmp_path: Path) -> None:
@@ -263,7 +266,7 @@ def test_a_joint_run_of_something_else(change: dict[str, Any], message: str, joi
 
 
 def test_forward_transfer_where_tasks_share_their_classes() -> None:
-    facts = Facts(strict=False, knows_classes=True, joint=False)
+    facts = Facts(scenario="class-il", joint=False)
     scores = _scores([[[0.9, 0.5], [0.8, 0.9]]], facts, [[0.1, 0.1]], None)
     assert scores["fwt"]["per_seed"] == [pytest.approx(0.4)]
 
