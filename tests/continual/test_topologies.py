@@ -76,7 +76,7 @@ def test_what_a_plugin_replays_keeps_its_labels() -> None:
         assert (made.class_scores(x).argmax(1) == y).float().mean() > 0.9
     other = learner("set", head="current", plugins=[ReplayPlugin(mem_size=32)])
     other.train(benchmark.train[0])
-    with pytest.raises(ValueError, match="not of the current task .* take the head 'full'"):
+    with pytest.raises(ValueError, match=r"not of the current task .* take the head 'full'"):
         other.train(benchmark.train[1])
 
 
