@@ -31,10 +31,11 @@ def training_cost(model: SparseAgent, updates: int, steps: int) -> int:
     actor_update = training_flops(model.actor, weights=actor) + 2 * sum(forward[: model.judges])
     total = model.batch_size * (critic_update * updates + actor_update * (updates // model.policy_every))
     total += actor_forward * max(0, steps - model.learning_starts)
-    batch = model.batch_size * model.sparse_options.capture_batches
     for network, sparsifier in ((model.critic, model.critic_sparsifier), (model.actor, model.actor_sparsifier)):
         if sparsifier is not None and sparsifier.looks:
-            total += sparsifier.looks * growth_flops(network, batch, dense=sparsifier.looks_at_dense_gradient)
+            total += sparsifier.looks * growth_flops(
+                network, model.batch_size, dense=sparsifier.looks_at_dense_gradient
+            )
     return total
 
 
@@ -50,7 +51,7 @@ def _below(weights: dict[str, float], owner: str) -> dict[str, float]:
 def training_memory(model: SparseAgent) -> Bytes:
     """Bytes of actor, critics, targets and optimizers, and scratch of actor and critics, kept from step to step.
 
-    A gradient-guided change also holds the batches it has captured.
+    A gradient-guided change also holds the batches it has captured, a method what it remembers of connections.
     """
     for layer in sparse_layers(nn.ModuleList([model.actor, model.critic])).values():
         if layer.backend == "csr":
@@ -62,4 +63,6 @@ def training_memory(model: SparseAgent) -> Bytes:
     if sparsifier is not None and sparsifier.needs_capture:
         batch = model.batch_size * model.sparse_options.capture_batches
         captured = capture_bytes(model.critic, batch) + capture_bytes(model.actor, batch)
-    return replace(memory, scratch=scratch + captured)
+    both = (model.actor_sparsifier, model.critic_sparsifier)
+    remembered = sum(each.remembered_bytes for each in both if each is not None)
+    return replace(memory, scratch=scratch + captured + remembered)

@@ -44,6 +44,8 @@ class FusedUpdate:
         space = model.observation_space
         if not plain or not isinstance(space, spaces.Box) or space.dtype not in (np.float32, np.float64):
             return False
+        if model.action_space.dtype not in (np.float32, np.float64):
+            return False
         actors, critics = ([network.mu for network in pairs[0]], [[*network.q_networks] for network in pairs[1]])
         return (
             fusible(*actors)

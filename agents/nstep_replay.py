@@ -68,6 +68,12 @@ class NStepReplay(Float32ReplayBuffer):
         """Forget that many of the oldest rows."""
         self.first = min(self.oldest + rows, self.added)
 
+    def cut_off(self) -> None:
+        """Episodes that run end here, as if they had come to a time limit: what is added next is of others."""
+        if self.size():
+            newest = (self.pos - 1) % self.buffer_size
+            self.timeouts[newest] = np.where(self.dones[newest], self.timeouts[newest], 1)
+
     def reset(self) -> None:
         """Empty the buffer."""
         super().reset()

@@ -23,6 +23,8 @@ from sparse_core.crossover import AUTO
 from sparse_core.optimizer_state import check_elementwise
 from sparse_core.sparsifier import Rewirings
 
+_OF_REPLAY = ("n_step_onset", "buffer_min", "buffer_every", "buffer_distance")
+
 
 class SparseAgent(MovingTopologies):
     """An off-policy SB3 algorithm with sparse actor and critics: comes before SB3's class in an agent's bases.
@@ -136,6 +138,7 @@ class SparseAgent(MovingTopologies):
         self._losses: dict[str, Tensor | float] = {}
         self._update: Update | None = None
         self._settled: tuple[str, dict[str, str]] | None = None  # device, and what `auto` found for it
+        self._loading = False
         super().__init__(policy, env, *args, _init_setup_model=False, **kwargs)  # type: ignore[call-arg]
         if _init_setup_model:
             self._setup_model()
@@ -148,6 +151,7 @@ class SparseAgent(MovingTopologies):
 
     def _setup_model(self) -> None:
         self._check_settings()
+        self._loading = self._adaptation is not None
         self._choose_buffer()
         given, n_steps = self.policy_kwargs, self.n_steps
         self.policy_kwargs = {**given, "sparse": self.sparse_options.policy(self.seed)}
@@ -187,7 +191,8 @@ class SparseAgent(MovingTopologies):
 
     def _check_settings(self) -> None:
         """Raise a `ValueError` for settings that cannot be; `load` comes past here with its own, too."""
-        sparse = sorted(signature(SparseOptions.resolve).parameters.keys() & vars(self).keys())
+        own = {*signature(SparseOptions.resolve).parameters, *_OF_REPLAY}
+        sparse = sorted(own & vars(self).keys())
         if sparse:
             raise ValueError(
                 f"`load` cannot change {', '.join(f'`{name}`' for name in sparse)}: an agent keeps what it was made "
@@ -208,8 +213,10 @@ class SparseAgent(MovingTopologies):
     def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> Any:
         if isinstance(total_timesteps, bool) or not (total_timesteps >= 0 and total_timesteps % 1 == 0):
             raise ValueError(f"`total_timesteps` must be a whole number ≥ 0, got {total_timesteps!r}")
-        result = super()._setup_learn(int(total_timesteps), *args, **kwargs)
         fresh = kwargs.get("reset_num_timesteps", args[1] if len(args) > 1 else True)
+        if isinstance(self.replay_buffer, NStepReplay) and (fresh or self._last_obs is None):
+            self.replay_buffer.cut_off()  # the environment is reset
+        result = super()._setup_learn(int(total_timesteps), *args, **kwargs)
         self._make_sparsifiers(self._planned_updates(), None if fresh else self.adaptation_state())
         return result
 
@@ -226,7 +233,10 @@ class SparseAgent(MovingTopologies):
         return (rollouts - idle) * (collected if self.gradient_steps < 0 else self.gradient_steps)
 
     def set_parameters(self, load_path_or_dict: Any, *args: Any, **kwargs: Any) -> None:
-        """As SB3's; moments of connections that moved, and for which no optimizer state came, start anew."""
+        """As SB3's; what belongs to connections that moved, and did not come along, starts anew.
+
+        That is their moments and what the method remembers of them. Targets that did not come become copies.
+        """
         incoming = load_path_or_dict
         if not isinstance(incoming, dict):
             incoming = load_from_zip_file(load_path_or_dict, load_data=False)[1]
@@ -241,6 +251,27 @@ class SparseAgent(MovingTopologies):
                     moved = not torch.equal(layer.positions, before[f"{prefix}.{name}"])
                     if moved and not came:
                         network.optimizer.state.pop(layer.values, None)
+                    if moved and not self._loading:  # `load` brings what was saved with these parameters
+                        self._forget(prefix, name)
+            self._loading = False
+        for online, target in (
+            (self.critic, self.critic_target),
+            *((self.actor, each) for each in self._actor_followers()),
+        ):
+            there = sparse_layers(target)
+            if any(layer.topology != there[name].topology for name, layer in sparse_layers(online).items()):
+                target.load_state_dict(online.state_dict())
+
+    def _forget(self, network: str, layer: str) -> None:
+        """Let go of what the method remembers of a layer's connections."""
+        sparsifier = self.actor_sparsifier if network == "actor" else self.critic_sparsifier
+        if sparsifier is not None:
+            sparsifier.forget(layer)
+        elif self._adaptation is not None:
+            state = self._adaptation[network]
+            kept = {key: {**state.get(key, {}), layer: {}} for key in ("memory", "marks")}
+            captures = {name: pairs for name, pairs in state["captures"].items() if name != layer}
+            self._adaptation = {**self._adaptation, network: {**state, **kept, "captures": captures}}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copy that learns on by itself: what is bound to this agent's memory is made anew there."""
@@ -259,5 +290,5 @@ class SparseAgent(MovingTopologies):
             self._adaptation = kept
 
     def _excluded_save_params(self) -> list[str]:
-        made = ["actor_sparsifier", "critic_sparsifier", "last_rewirings", "_losses", "_update"]
+        made = ["actor_sparsifier", "critic_sparsifier", "last_rewirings", "_losses", "_update", "_loading"]
         return [*super()._excluded_save_params(), *made]

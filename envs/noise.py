@@ -14,6 +14,8 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+MOST = 1_000_000
+"""Features in all: more would be a slip of the pen, and no memory would hold their replay."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,10 @@ class NoisyFeatures(gymnasium.Wrapper[Array, Array, Array, Array]):
     """Appends features drawn from N(0, 1) at every step, and may permute all features while training goes on.
 
     (Grooten et al. 2023, arXiv:2302.06548.) The noise of an episode follows from where the environment's generator
-    stands after the reset, without moving it: the environment itself does what it would without noise, and a replayed
-    episode has the same noise. The first `permute_every` steps show the real features first, then the noise; from then
-    on every stretch of `permute_every` steps has a permutation of its own, counted over all episodes.
+    stands after the reset, without moving it: the environment itself does what it would without noise, and a
+    replayed episode has the same noise. (An environment whose resets draw nothing has the same noise in every
+    episode.) The first `permute_every` steps show the real features first, then the noise; from then on every
+    stretch of `permute_every` steps has a permutation of its own, counted over all episodes.
 
     Args:
         env: with one-dimensional Box observations.
@@ -66,6 +69,8 @@ class NoisyFeatures(gymnasium.Wrapper[Array, Array, Array, Array]):
         self.real = space.shape[0]
         """Features of the environment itself."""
         self._count = noise.features(self.real)
+        if self._count > MOST:
+            raise ValueError(f"{noise.share} of noise makes {self._count:,} features of {self.real}; at most {MOST:,}")
         added = self._count - self.real
         # Where places change any feature may have any value that one of them has.
         low = np.concatenate([space.low, np.full(added, -np.inf)])

@@ -41,6 +41,10 @@ def make(
         kwargs["render_mode"] = render_mode
     try:
         env = gymnasium.make(spec, disable_env_checker=True, **kwargs)
+    except TypeError as error:
+        if render_mode is None or "render_mode" not in str(error):
+            raise
+        raise ValueError(f"environment {id!r} cannot draw itself: it knows no `render_mode` ({error})") from error
     except (gymnasium.error.Error, ImportError) as error:
         raise ValueError(
             f"environment {id!r} cannot be made here: {error}; "
@@ -50,8 +54,9 @@ def make(
         _check_spaces(id, env.observation_space, env.action_space)
         if noise is not None:
             env = NoisyFeatures(env, noise)
-        env.action_space.seed(seed)
-        return Replayable(env, seed)
+        made = Replayable(env, seed)
+        made.action_space.seed(seed)
+        return made
     except BaseException:
         env.close()
         raise
@@ -95,6 +100,10 @@ def _check_spaces(id: str, observations: Space[Any], actions: Space[Any]) -> Non
             f"the observations of {id!r} must be one Box, got {type(observations).__name__}; "
             f"flatten them with `gymnasium.wrappers.FlattenObservation` or {instead}"
         )
+    is_image = len(observations.shape) == 3 and observations.dtype == np.uint8
+    if not observations.shape or is_image:
+        what = "a single number" if not observations.shape else "images"
+        raise ValueError(f"the observations of {id!r} must be one row or array of numbers, got {what}; {instead}")
     if not isinstance(actions, Box) or not np.issubdtype(actions.dtype, np.floating):
         raise ValueError(f"the actions of {id!r} must be a Box of real numbers, got {actions}; {instead}")
     if not actions.is_bounded():

@@ -34,6 +34,8 @@ class Replayable(gymnasium.Wrapper[Array, Array, Array, Array]):
 
     def __init__(self, env: gymnasium.Env[Array, Array], seed: int | None = None) -> None:
         super().__init__(env)
+        # Its own: environments of one class may share theirs, and draws from one would move those of another.
+        self.action_space = copy.deepcopy(env.action_space)
         if not isinstance(env.action_space, gymnasium.spaces.Box):
             raise ValueError(f"the actions must be a Box, got {env.action_space}; wrap another environment")
         self._dtype = env.action_space.dtype

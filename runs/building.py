@@ -124,8 +124,11 @@ def agent_state(model: SparseAgent) -> dict[str, Any]:
 
 
 def restore_networks(model: SparseAgent, state: dict[str, Any]) -> None:
-    """Put networks back; `state` is what `network_state` or `agent_state` gave."""
+    """Put networks back; `state` is what `network_state` or `agent_state` gave. With the latter SAC's entropy, too."""
     model.policy.load_state_dict(state["policy"])
+    for name in _further(model)[1]:
+        if name in state:
+            recursive_getattr(model, name).data.copy_(state[name])
 
 
 def restore_agent(model: SparseAgent, state: dict[str, Any]) -> None:
@@ -162,11 +165,9 @@ def _further_state(model: SparseAgent) -> dict[str, Any]:
 
 
 def _restore_further(model: SparseAgent, state: dict[str, Any]) -> None:
-    parts, variables = _further(model)
+    parts, _ = _further(model)
     if isinstance(model.replay_buffer, NStepReplay):
         model.replay_buffer.first = state["first_row"]
-    for name in variables:
-        recursive_getattr(model, name).data.copy_(state[name])
     for name in parts:
         recursive_getattr(model, name).load_state_dict(state[name])
 

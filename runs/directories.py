@@ -29,7 +29,8 @@ def refuse_existing(directory: Path) -> None:
 
 def warn_of_changes(written: dict[str, Any], now: dict[str, str]) -> None:
     """Say which of the versions `now` are not those in the config that a run began with."""
-    then = written.get("versions", {})
+    then = written.get("versions")
+    then = then if isinstance(then, dict) else {}
     changed = [f"{name} {then.get(name)} → {now[name]}" for name in now if then.get(name) != now[name]]
     if changed:
         print(

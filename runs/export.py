@@ -16,16 +16,16 @@ from runs.files import write_atomically, writing
 from runs.loading import load_agent
 from runs.options import Export
 from runs.settings import Settings
-from sparse_core import SparseLinear
+from sparse_core import SparseLinear, sparse_layers
 
-DEFAULT_NAMES = {"dense-state-dict": "policy.safetensors", "sb3": "td3.zip", "onnx": "actor.onnx"}
+DEFAULT_NAMES = {"dense-state-dict": "policy.safetensors", "sb3": "{algo}.zip", "onnx": "actor.onnx"}
 OPSET = 17
 
 
 def export(options: Export) -> int:
     """Write the file and say where it is."""
     model, settings, step = load_agent(options.directory, options.step)
-    path = options.out or options.directory / "export" / DEFAULT_NAMES[options.to]
+    path = options.out or options.directory / "export" / DEFAULT_NAMES[options.to].format(algo=settings.algo)
     data = {"dense-state-dict": _state_dict_bytes, "sb3": _sb3_bytes, "onnx": _onnx_bytes}[options.to](model, settings)
     if options.out is None:
         with writing(path.parent):
@@ -41,7 +41,10 @@ def dense_state_dict(model: SparseAgent) -> dict[str, Tensor]:
     With normalisation the names are those of SB3's `create_mlp` with `post_linear_modules=[nn.LayerNorm]`.
     """
     state: dict[str, Tensor] = {}
+    below = tuple(f"{name}." for name in sparse_layers(model.policy))
     for name, module in model.policy.named_modules():
+        if name.startswith(below):  # a masking, which `to_dense` has heard
+            continue
         if isinstance(module, SparseLinear):
             dense = module.to_dense()
             state |= {f"{name}.{key}": tensor.detach() for key, tensor in dense.state_dict().items()}
@@ -70,6 +73,8 @@ def to_sb3(model: SparseAgent, settings: Settings) -> OffPolicyAlgorithm:
         seed=settings.seed, device="cpu", **chosen.options(settings),
     )  # fmt: skip
     plain.policy.load_state_dict(dense_state_dict(model))
+    for name in model._get_torch_save_params()[1]:  # SAC's entropy coefficient
+        getattr(plain, name).data.copy_(getattr(model, name))
     plain.buffer_size = settings.buffer_size
     return plain
 

@@ -18,9 +18,9 @@ Topologies = Mapping[str, Topology]
 
 
 def topologies(model: SparseAgent) -> dict[str, Topology]:
-    """The topology of every sparse layer of actor and critics, by the layer's name."""
+    """The topology of every sparse layer of actor and critics, by the layer's name; of a masked one what multiplies."""
     return {
-        f"{owner}.{name}": layer.topology
+        f"{owner}.{name}": layer.active_topology
         for owner, network in (("actor", model.actor), ("critic", model.critic))
         for name, layer in sparse_layers(network).items()
     }

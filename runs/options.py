@@ -36,7 +36,8 @@ class _OneAgent:
     env: str = "HalfCheetah-v5"
     """Environment: a Gymnasium id with Box observations and actions (`sparse-agents list envs`)."""
     sparsity: Annotated[float | None, left_out("FLOAT")] = None
-    """Share of connections left out in actor and critics, in [0, 1); 0 is dense. Default: 0.5, dense: 0."""
+    """Share of connections left out in actor and critics, in [0, 1); 0 is dense. Default: the preset's, for most
+    0.5; dense: 0."""
     topology: Annotated[str | None, left_out("NAME", "(default: the preset's, for most set)")] = None
     """Method: how connections are placed and moved (`sparse-agents list topologies`)."""
     preset: Annotated[str | None, left_out("NAME", "(default: the algorithm's own)")] = None

@@ -10,13 +10,14 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
+from agents.costs import training_memory
 from runs.input_records import connections_on_real
 from runs.metrics import MetricsFile
 from runs.progress import TrainingBar
 from runs.scoring import Scorer
 from runs.settings import Settings
 from runs.topology_courses import distances, flow_of_networks, gradient_flows
-from runs.topology_records import dormant_shares, explored_at_first, replaced_and_explored
+from runs.topology_records import dormant_shares, explored_at_first, mask_changes, replaced_and_explored
 
 SHOW_EVERY = 0.2  # seconds between two updates of the bar
 
@@ -48,6 +49,8 @@ class Journal:
     """Per layer that can change, flat positions that ever held a connection, ascending."""
     begun: dict[str, Tensor] = field(default_factory=dict)
     """Per layer that can change, flat positions that held a connection at the start."""
+    multiplied: dict[str, Tensor] = field(default_factory=dict)
+    """Per layer, flat positions that multiply since the last change of masks."""
     evaluated_positions: dict[str, Tensor] = field(default_factory=dict)
     """Those of the last evaluation, or of the start."""
     distances: list[list[Any]] = field(default_factory=list)
@@ -62,6 +65,8 @@ class Journal:
     """[step, seconds of training until then] of every evaluation."""
     curve_processor_seconds: list[list[float]] = field(default_factory=list)
     """The same in seconds of processors, summed over threads, which other programs do not lengthen."""
+    peak_bytes: dict[str, int] | None = None
+    """What training held at the start or at an evaluation, where that was most."""
     metrics_offset: int = 0
     seconds: float = 0.0
     processor_seconds: float = 0.0
@@ -70,6 +75,13 @@ class Journal:
     def as_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
         return asdict(self)
+
+
+def bytes_in_training(model: Any, before: dict[str, int] | None) -> dict[str, int]:
+    """What training holds by kind and in all (see `training_memory`), or held `before` if that was more."""
+    held = training_memory(model)
+    now = {**asdict(held), "total": held.total}
+    return before if before is not None and before["total"] > now["total"] else now
 
 
 class Recorder(BaseCallback):
@@ -111,8 +123,10 @@ class Recorder(BaseCallback):
         if self._start is None:
             self._start = self.model.num_timesteps
             self._began = time.perf_counter()
+            model: Any = self.model
+            if self.journal.peak_bytes is None:
+                self.journal.peak_bytes = bytes_in_training(model, None)
             if not self.journal.explored:
-                model: Any = self.model
                 self.journal.explored = explored_at_first(model)
                 self.journal.begun = self.journal.evaluated_positions = dict(self.journal.explored)
         self._boundary(last=False)
@@ -137,8 +151,12 @@ class Recorder(BaseCallback):
         model: Any = self.model
         if model.changes > self.journal.changes:
             self.journal.changes = model.changes
-            replaced = {name: change.grown.numel() for name, change in model.last_rewirings.items()}
-            shares = replaced_and_explored(model.last_rewirings, self.journal.explored)
+            changed = model.last_rewirings
+            if not changed:
+                changed = mask_changes(model, self.journal.multiplied or self.journal.begun)
+                self.journal.multiplied = explored_at_first(model)
+            replaced = {name: change.grown.numel() for name, change in changed.items()}
+            shares = replaced_and_explored(changed, self.journal.explored)
             self.journal.course.append([step, *shares])
             self._metrics.write(
                 "topology", step, change=model.changes, replaced=replaced, replaced_share=shares[0],
@@ -156,6 +174,7 @@ class Recorder(BaseCallback):
         took = time.perf_counter() - self._clock
         journal.evaluation_seconds += took
         journal.evaluated = step
+        journal.peak_bytes = bytes_in_training(model, journal.peak_bytes)
         journal.last_score = score.as_dict()
         journal.curve.append([step, score.mean])
         journal.dormant.append([step, dormant])

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from agents import SparseAgent
-from agents.costs import training_cost, training_memory
+from agents.costs import training_cost
 from runs.input_records import real_features
-from runs.recorder import Journal
+from runs.recorder import Journal, bytes_in_training
 from runs.scoring import FRESH_SEED, Score
 from runs.settings import Settings
 from runs.topology_courses import small_worlds
@@ -27,7 +27,6 @@ def result(
         for name, network in networks.items()
         for layer, count in meters.layer_counts(network).items()
     }
-    memory = training_memory(model)
     return {
         "format": FORMAT,
         "version": 1,
@@ -59,14 +58,7 @@ def result(
         "real_features": real_features(model, settings.steps),
         "input_course": journal.inputs,
         "train_flops": training_cost(model, model._n_updates, settings.steps),
-        "bytes": {
-            "parameters": memory.parameters,
-            "gradients": memory.gradients,
-            "optimizer": memory.optimizer,
-            "indices": memory.indices,
-            "scratch": memory.scratch,
-            "total": memory.total,
-        },
+        "bytes": bytes_in_training(model, journal.peak_bytes),
         "measured": measured,
     }
 

@@ -12,7 +12,7 @@ class _FromStep(TensorBoardOutputFormat):
     """SB3's writer, telling TensorBoard to forget what other files of the folder say from `step` on."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        self.writer = SummaryWriter(log_dir=str(folder), purge_step=step + 1 if step else None)
+        self.writer = SummaryWriter(log_dir=str(folder), purge_step=step + 1)
         self._is_closed = False
 
 

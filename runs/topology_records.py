@@ -12,21 +12,35 @@ from torch import Tensor, nn
 
 from agents import SparseAgent
 from sparse_core import SparseLinear, in_time_overparameterisation, sparse_layers
+from sparse_core.draws import among
 from sparse_core.sparsifier import Rewirings
+from sparse_core.topology import Rewiring
 
 ROWS = 512  # transitions on which neurons are looked at
 DORMANT = 0.1  # of the mean activity of a layer
 
 
 def explored_at_first(model: SparseAgent) -> dict[str, Tensor]:
-    """Per sparse layer, flat positions that hold a connection now, ascending; nothing where none ever move."""
+    """Per sparse layer, flat positions that multiply now, ascending; nothing where none ever move."""
     if not model.sparse_options.moves:
         return {}
     return {
-        f"{owner}.{name}": layer.topology.positions
+        f"{owner}.{name}": layer.active_topology.positions
         for owner, network in (("critic", model.critic), ("actor", model.actor))
         for name, layer in sparse_layers(network).items()
     }
+
+
+def mask_changes(model: SparseAgent, before: dict[str, Tensor]) -> Rewirings:
+    """What came and went since these positions multiplied, of layers with a masking: as changes of a topology."""
+    found = {}
+    for owner, network in (("critic", model.critic), ("actor", model.actor)):
+        for name, layer in sparse_layers(network).items():
+            if layer.masking is not None:
+                then, now = before[f"{owner}.{name}"], layer.active_topology.positions
+                dropped, grown = (~among(then, now)).nonzero().squeeze(1), now[~among(now, then)]
+                found[f"{owner}.{name}"] = Rewiring.of(layer.shape, then, dropped, grown)
+    return found
 
 
 def replaced_and_explored(rewirings: Rewirings, explored: dict[str, Tensor]) -> tuple[float, float]:

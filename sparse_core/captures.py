@@ -47,13 +47,16 @@ class Captures:
             if layer.capture is not None:
                 layer.capture.batch = step
 
-    def show(self, step: int, memory: Mapping[str, dict[str, Tensor]]) -> None:
-        """Show a rule that watches training the batch of the step before `step`, if the model has had one."""
+    def show(self, step: int, memory: Mapping[str, dict[str, Tensor]]) -> bool:
+        """Show a rule that watches training the batch of the step before `step`; whether there was one."""
+        shown = False
         if self._observer is None:
-            return
+            return shown
         for name, layer in self._layers.items():
             if layer.capture is not None and len(layer.capture) and layer.capture.newest == step - 1:
                 self._observer(memory[name], layer.capture.latest(), layer.shape)
+                shown = True
+        return shown
 
     def drop(self) -> None:
         """Forget all batches and capture no more until armed."""

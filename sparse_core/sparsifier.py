@@ -134,6 +134,7 @@ class Sparsifier:
         self._course = course_of_counts(method, model, self.layers, sparsity)
         self.steps = 0
         self.changes = 0
+        self._shown = 0
         self._pending = False
         self._weights = WeightCount(self.layers)
         if method.warmup:
@@ -226,7 +227,7 @@ class Sparsifier:
             return {}
         if self.masks is not None:
             return self.update() if self.every.due(self.steps) else {}
-        self._captures.show(self.steps, self._memory)
+        self._shown += self._captures.show(self.steps, self._memory)
         self._pending = self._pending or self.every.due(self.steps)
         rewirings = self.update(closure) if self._pending and allowed else {}
         self._captures.arm(self.steps, self._pending)
@@ -314,8 +315,19 @@ class Sparsifier:
 
     @property
     def looks(self) -> int:
-        """How often gradients of places without a connection were worked out: at every change, or at every step."""
-        return self.steps if self._captures.are_shown else self.changes if self.needs_capture else 0
+        """Batches of which gradients of places without a connection were worked out: before changes, or all of them."""
+        before_changes = self.changes * self.choices.capture_batches if self.needs_capture else 0
+        return self._shown if self._captures.are_shown else before_changes
+
+    @property
+    def remembered_bytes(self) -> int:
+        """Bytes of what rules keep from step to step: nothing for most, a dense matrix for SNFS."""
+        own = (kept for each in (self._memory, self._marks) for kept in each.values())
+        return sum(tensor.nbytes for kept in own for tensor in kept.values())
+
+    def forget(self, name: str) -> None:
+        """Let go of what is remembered and captured of a layer, whose connections have become others."""
+        self._memory[name], self._marks[name], self.layers[name].capture = {}, {}, None
 
     def reached_plateau(self) -> None:
         """Say that validation gets no better: methods that search until then (CTRE) grow at random from now on."""
@@ -396,6 +408,7 @@ class Sparsifier:
         return {
             "steps": self.steps,
             "changes": self.changes,
+            "shown": self._shown,
             "pending": self._pending,
             "generators": {name: generator.get_state() for name, generator in self._generators.items()},
             "captures": self._captures.state_dict(),
@@ -415,6 +428,7 @@ class Sparsifier:
                 "build the model as it was when it was saved"
             )
         self.steps, self.changes, self._pending = state["steps"], state["changes"], state["pending"]
+        self._shown = state.get("shown", self.steps)
         if self.importance is not None and state.get("importance") is not None:
             self.importance.load_state_dict(state["importance"])
         self.neurons = replace(self.neurons, gone=dict(state.get("pruned_neurons", {})))

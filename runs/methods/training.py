@@ -74,7 +74,7 @@ def train(
             watch.look()
             if reached is None and course[-1] >= training.target:
                 reached = seconds
-            peak = max(peak, meters.memory(model, optimizers=(optimizer,)).total + _remembered(sparsifier))
+            peak = max(peak, meters.memory(model, optimizers=(optimizer,)).total + sparsifier.remembered_bytes)
         tick()
     samples = steps * training.batch_size * training.epochs
     return {
@@ -143,12 +143,6 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Share of images whose label scores highest."""
     parts = zip(images.split(2048), labels.split(2048), strict=True)
     return sum(int((model(x).argmax(1) == y).sum()) for x, y in parts) / len(labels)
-
-
-def _remembered(sparsifier: Sparsifier) -> int:
-    """Bytes of what rules keep from step to step: nothing for most, a dense matrix for SNFS."""
-    state = sparsifier.state_dict()
-    return sum(tensor.nbytes for key in ("memory", "marks") for own in state[key].values() for tensor in own.values())
 
 
 def _flops(model: nn.Module, sparsifier: Sparsifier, samples: int, batch: int) -> int:
