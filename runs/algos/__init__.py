@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -26,6 +27,9 @@ class Algo:
 
 
 def find(name: str) -> Algo:
-    """The algorithm of this name, which the command line has checked."""
+    """The algorithm of this name; a `ValueError` for another than the files here."""
+    known = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
+    if name not in known:
+        raise ValueError(f"no algorithm called {name!r}; known: {', '.join(known)}")
     found: Algo = import_module(f"runs.algos.{name}").ALGO
     return found

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from small_agents import agent, fill
 
-from agents.costs import training_cost
+from agents.costs import training_cost, training_memory
 from sparse_core.meters import nnz
 
 # Three observations, two actions, four hidden units: the actor has 12 + 8 weights, a critic 20 + 4.
@@ -49,6 +49,21 @@ def test_gradient_growth_costs_a_dense_gradient_each_time() -> None:
     random.train(10, 8)
     assert random.changes == 2
     assert training_cost(random, 10, 30) == before
+
+
+def test_who_watches_training_is_charged_for_what_it_saw_and_keeps() -> None:
+    options: dict[str, Any] = dict(
+        actor_sparsity=0.25, critic_sparsity=0.5, capture_batches=2, period=4, total_updates=100, **TINY
+    )
+    model, without = (fill(agent(topology=name, **options)) for name in ("snfs", "rigl"))
+    before = training_cost(model, 10, 30)
+    for each in (model, without):
+        each.train(10, 8)
+    # The critics see every batch, the actor every second one; first layers have 5·4 and 3·4 places, others are dense.
+    assert (model.critic_sparsifier.looks, model.actor_sparsifier.looks) == (10, 5)
+    assert training_cost(model, 10, 30) - before == 10 * 2 * (2 * 8 * 20) + 5 * (2 * 8 * 12)
+    momentum = 4 * (2 * 20 + 12)
+    assert training_memory(model).scratch == training_memory(without).scratch + momentum
 
 
 @pytest.mark.parametrize(("updates", "policy_updates"), [(0, 0), (1, 0), (2, 0), (3, 1), (7, 2)])

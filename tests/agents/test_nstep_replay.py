@@ -58,6 +58,30 @@ def test_three_steps_by_pencil() -> None:
     ]
 
 
+def test_a_sum_ends_where_the_environment_was_reset() -> None:
+    held = add(buffer(), [1, 2], "..")
+    held.cut_off()
+    add(held, [4], ".")
+    assert returns(held, 3) == [(1, 1 + 2 / 2, 1 / 4), (1, 2, 1 / 2), (2, 4, 1 / 2)]
+    assert not (held.dones[:3] * (1 - held.timeouts[:3])).any()  # values go on behind a cut
+    empty = buffer()
+    empty.cut_off()
+    assert empty.size() == 0
+    ended = add(buffer(), [1], "t")
+    ended.cut_off()
+    assert (ended.dones[0], ended.timeouts[0]) == (1, 0)
+
+
+def test_learning_anew_cuts_the_running_episode_off() -> None:
+    model = rlx2()
+    model.learn(27)  # episodes of 8: the fourth has begun
+    assert not model.replay_buffer.timeouts[26].any()
+    model.learn(1, reset_num_timesteps=False)
+    assert not model.replay_buffer.timeouts[26].any()
+    model.learn(1)
+    assert model.replay_buffer.timeouts[27].all()
+
+
 def test_a_sample_bootstraps_from_where_the_sum_ends() -> None:
     held = add(buffer(), [1, 2, 4, 8, 16, 32], "..t.c.")
     held.n_steps, held.gamma = 3, 0.5

@@ -255,6 +255,39 @@ def test_moments_do_not_stay_when_other_connections_of_that_number_come() -> Non
     first.learn(10, reset_num_timesteps=False)
 
 
+def test_what_a_method_remembers_does_not_stay_with_other_connections() -> None:
+    """Deep R keeps the sign of every connection; those of connections that are gone would drop what came."""
+    first, second = (agent(seed=seed, topology="deepr").learn(45) for seed in (0, 1))
+    assert first.actor_sparsifier._marks["mu.0"]
+    first.set_parameters(second.get_parameters())
+    assert not first.actor_sparsifier._marks["mu.0"]
+    first.learn(10, reset_num_timesteps=False)
+    marks = first.actor_sparsifier._marks["mu.0"]
+    (signs,) = marks.values()
+    values = first.actor.mu[0].values
+    assert signs.shape == values.shape
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_targets_that_did_not_come_become_copies(trained: bool) -> None:
+    first, second = (agent(seed=seed, topology="static") for seed in (0, 1))
+    if trained:
+        first.learn(45)
+    came = {name: value for name, value in second.policy.state_dict().items() if "target" not in name}
+    first.set_parameters({"policy": {**first.policy.state_dict(), **came}}, exact_match=False)
+    assert target_distance(first) == 0
+    assert topologies(first) == topologies(second)
+    first.learn(30, reset_num_timesteps=not trained)
+    assert target_distance(first) == 0
+
+
+@pytest.mark.parametrize("name", ["n_step_onset", "buffer_min", "buffer_every", "buffer_distance"])
+def test_what_load_cannot_change_of_the_replay(name: str, tmp_path: Path) -> None:
+    agent().save(tmp_path / "agent.zip")
+    with pytest.raises(ValueError, match=f"`load` cannot change `{name}`"):
+        SparseTD3.load(tmp_path / "agent.zip", **{name: 7})
+
+
 def test_state_of_sb3s_own_adam_is_taken_over() -> None:
     dense = agent(topology="dense")
     own = TD3("MlpPolicy", dense.get_env(), policy_kwargs=dict(net_arch=dense.policy.net_arch), learning_starts=10)  # type: ignore[arg-type]

@@ -133,6 +133,7 @@ def test_made_by_name_with_noise() -> None:
         (lambda: Noise(1.0), r"the share of noise features must be in \[0, 1\), got 1.0"),
         (lambda: Noise(-0.1), "got -0.1"),
         (lambda: Noise(0.5, permute_every=0), "features change places after at least 1 step, got 0"),
+        (lambda: NoisyFeatures(gymnasium.make("Pendulum-v1"), Noise(1 - 1e-9)), "at most 1,000,000"),
         (lambda: NoisyFeatures(gymnasium.make("FrozenLake-v1"), Noise(0.5)), "flatten the observations first"),
     ],
 )

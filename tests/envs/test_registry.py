@@ -179,6 +179,14 @@ def test_what_is_not_installed() -> None:
             "the actions of 'Stub-v0' must have finite bounds, got Box(-inf, 1.0, (1,), float32); bound them",
         ),
         (
+            {"observations": Box(0, 255, (8, 8, 3), np.uint8)},
+            "the observations of 'Stub-v0' must be one row or array of numbers, got images;",
+        ),
+        (
+            {"observations": Box(0, 1, ())},
+            "the observations of 'Stub-v0' must be one row or array of numbers, got a single number;",
+        ),
+        (
             {"observations": Dict(a=LINE)},
             "the observations of 'Stub-v0' must be one Box, got Dict; flatten them",
         ),
@@ -188,6 +196,23 @@ def test_spaces_we_cannot_learn_in(spaces: dict[str, Space[Any]], message: str) 
     with pytest.raises(ValueError, match=re.escape(message)):
         envs.make("Stub-v0", **spaces)
     assert len(Stub.closed) == 1
+
+
+def test_an_action_space_that_environments_share_is_not_moved_by_others() -> None:
+    """A class may keep one space for all its environments; another one made in between draws from it, too."""
+    shared = Box(-1, 1, (2,))
+    drawn = []
+    for others in (0, 3):
+        env = envs.make("Stub-v0", seed=5, actions=shared)
+        for _ in range(others):
+            envs.make("Stub-v0", actions=shared).action_space.sample()
+        drawn.append([env.action_space.sample().tolist() for _ in range(3)])
+    assert drawn[0] == drawn[1]
+
+
+def test_who_cannot_draw_says_so() -> None:
+    with pytest.raises(ValueError, match="environment 'Stub-v0' cannot draw itself: it knows no `render_mode`"):
+        envs.make("Stub-v0", render_mode="rgb_array")
 
 
 def test_cartpole_is_refused() -> None:

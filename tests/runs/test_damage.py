@@ -196,6 +196,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         (lambda config: config["settings"].update(env="HalfCheetah-v5"), "does not fit the run in"),
         (lambda config: config["settings"].update(topology="rigel"), "did you mean 'rigl'?"),
         (lambda config: config["settings"].update(device="cuda:99"), "`device` 'cuda:99'"),
+        (lambda config: config["settings"].update(algo="ppo"), "no algorithm called 'ppo'; known: sac, td3"),
     ],
 )
 def test_a_config_of_something_else(
@@ -221,6 +222,12 @@ def test_versions_that_changed(unfinished: Path, capsys: pytest.CaptureFixture[s
     edit(unfinished / "config.json", lambda config: config["versions"].update(torch="1.0"))
     assert main("resume", unfinished) == 0
     assert "versions have changed (torch 1.0 → " in capsys.readouterr().err
+
+
+def test_versions_that_are_none(unfinished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit(unfinished / "config.json", lambda config: config.update(versions=[1]))
+    assert main("resume", unfinished) == 0
+    assert "versions have changed (" in capsys.readouterr().err
 
 
 def test_one_writer(unfinished: Path, capsys: pytest.CaptureFixture[str]) -> None:

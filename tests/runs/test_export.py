@@ -13,14 +13,16 @@ import onnxruntime
 import pytest
 import safetensors.torch
 import torch
-from stable_baselines3 import TD3
+from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.torch_layers import create_mlp
-from tiny_runs import main, train
+from tiny_runs import flags, main, train
 
 from agents import SparseTD3
+from runs.checkpoints import CheckpointStore
 from runs.export import _onnx_bytes, dense_state_dict, to_sb3
 from runs.failure import UserError
 from runs.loading import load_agent
+from runs.snapshot import unpack
 from sparse_core import SparseLinear
 
 pytestmark = pytest.mark.end_to_end
@@ -127,6 +129,27 @@ def test_the_default_place_and_what_is_said(finished: Path, unfinished: Path, ca
         assert path.stat().st_size > 1000
     assert main("export", unfinished, "--to", "onnx", "--step", "600") == 0
     assert capsys.readouterr().out.startswith("step 600 of ")
+
+
+@pytest.mark.parametrize("topology", ["top-kast", "trainable-threshold", "sr-ste"])
+def test_masked_agents(topology: str, tmp_path: Path) -> None:
+    run = train(tmp_path / "run", topology=topology, sparsity=None, steps=160, eval_every=160, checkpoint_every=160)
+    model, settings, _ = load_agent(run)
+    plain = to_sb3(model, settings)
+    states = observations(model)
+    acted, expected = (each.predict(states, deterministic=True)[0] for each in (plain, model))
+    np.testing.assert_allclose(acted, expected, atol=1e-6)
+    assert set(dense_state_dict(model)) == set(plain.policy.state_dict())
+
+
+def test_sac_keeps_its_entropy_coefficient_and_has_its_name(tmp_path: Path, capsys: Any) -> None:
+    assert main(*flags(tmp_path / "run", "sac", steps=160, eval_every=160, checkpoint_every=160)) == 0
+    assert main("export", tmp_path / "run", "--to", "sb3") == 0
+    plain = SAC.load(tmp_path / "run" / "export" / "sac.zip")
+    stored = CheckpointStore(tmp_path / "run" / "checkpoints").load(None, replay=False)
+    learned = unpack(stored.state["agent"], stored.tensors)["log_ent_coef"]
+    assert float(learned) != 0
+    assert torch.equal(plain.log_ent_coef.detach(), learned)
 
 
 def test_an_earlier_step_is_another_agent(finished: Path) -> None:

@@ -17,6 +17,7 @@ from tiny_runs import assert_equal_runs, flags, main, metrics_of, result_of, tra
 
 import envs
 from agents import SparseTD3
+from agents.costs import training_memory
 from runs.building import build
 from runs.checkpoints import CheckpointStore
 from runs.given_topology import FILE, read_topologies, topologies, write_topologies
@@ -118,6 +119,31 @@ def test_result_has_the_course_of_the_search(finished: Path) -> None:
         assert np.isin(topology.positions.numpy(), seen[name].numpy()).all()
     cells = sum(topology.shape[0] * topology.shape[1] for topology in topologies(model).values())
     assert explored[-1] == pytest.approx(sum(len(positions) for positions in seen.values()) / cells)
+
+
+def test_masks_are_measured_by_what_multiplies(tmp_path: Path) -> None:
+    """A masked layer keeps every weight: not that moves, but which of them multiply."""
+    written = result_of(train(tmp_path / "run", topology="top-kast", sparsity=0.6))
+    course = np.array(written["topology_course"])
+    assert len(course) == written["topology_changes"] > 5
+    assert (course[:, 1] < 1).all()
+    assert course[:, 1].max() > 0
+    assert (np.diff(course[:, 2]) >= 0).all()
+    assert 0 < course[0, 2] < course[-1, 2] < 1
+    assert all(0 < each < 1 for each in written["topology_distance"][-1][1].values())
+    last = topologies(load_agent(tmp_path / "run")[0])
+    assert sum(each.nnz for each in last.values()) < 0.7 * sum(each.shape[0] * each.shape[1] for each in last.values())
+
+
+def test_bytes_are_those_of_the_moment_with_most(tmp_path: Path) -> None:
+    """GMP begins dense: what it holds in the end is less than what it needed."""
+    pruned = result_of(train(tmp_path / "gmp", topology="gmp"))
+    model, *_ = load_agent(tmp_path / "gmp")
+    assert pruned["bytes"]["total"] > 1.5 * training_memory(model).total
+    moving = result_of(train(tmp_path / "set"))
+    model, *_ = load_agent(tmp_path / "set")
+    held = {name: moving["bytes"][name] for name in ("parameters", "indices")}
+    assert held == {"parameters": training_memory(model).parameters, "indices": training_memory(model).indices}
 
 
 def test_result_has_distances_and_gradient_flow(finished: Path) -> None:
