@@ -11,6 +11,8 @@ from typing import Any
 from runs.failure import UserError
 from runs.files import writing
 
+DIVERGED = "training has diverged; begin a new run with other settings, such as a lower --learning-rate"
+
 
 class MetricsFile:
     """Lines are appended; a resumed run first cuts off what came after its checkpoint.
@@ -38,10 +40,7 @@ class MetricsFile:
         try:
             line = json.dumps({"kind": kind, "step": step, **values}, allow_nan=False) + "\n"
         except ValueError as error:
-            raise UserError(
-                f"{kind} at step {step} is not a finite number: training has diverged; begin a new run with other "
-                "settings, such as a lower --learning-rate"
-            ) from error
+            raise UserError(f"{kind} at step {step} is not a finite number: {DIVERGED}") from error
         with writing(self.path, self._then):
             self._file.write(line.encode())
             self._file.flush()

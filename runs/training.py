@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from runs.given_topology import write_topologies
 from runs.loading import last_topologies, read_config, rebuild
 from runs.lock import RunLock
 from runs.machine import command, commit, machine, versions
-from runs.metrics import MetricsFile
+from runs.metrics import DIVERGED, MetricsFile
 from runs.options import Resume, Train
 from runs.progress import TrainingBar
 from runs.recorder import Interrupted, Journal, Recorder
@@ -127,7 +128,8 @@ def _train(
         with TrainingBar(settings.steps, start, total_sparsity(model), label) as bar, stop_signals("step") as stop:
             recorder = Recorder(settings, journal, partial(save_state, store), scorer, metrics, bar, stop)
             # Also with no step left: the result asks the sparsifiers, which only `learn` brings back.
-            model.learn(max(0, settings.steps - start), recorder, reset_num_timesteps=start == 0)
+            with _divergence_said(model):
+                model.learn(max(0, settings.steps - start), recorder, reset_num_timesteps=start == 0)
             _close_tensorboard(logger, then)
         return _finish(directory, settings, model, journal)
     except Interrupted as interruption:
@@ -136,6 +138,17 @@ def _train(
     finally:
         metrics.close()
         scorer.close()
+
+
+@contextmanager
+def _divergence_said(model: SparseAgent) -> Iterator[None]:
+    """Within this block an error that comes of weights that are no longer finite says so."""
+    try:
+        yield
+    except (UserError, ValueError) as error:
+        if all(bool(parameter.isfinite().all()) for parameter in model.policy.parameters()):
+            raise
+        raise UserError(f"weights are not finite at step {model.num_timesteps}: {DIVERGED}") from error
 
 
 def _restore(directory: Path, model: SparseAgent, checkpoint: Checkpoint) -> Journal:

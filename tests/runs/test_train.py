@@ -166,7 +166,12 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.C
     assert output.out.count("\n") == 1
 
 
-def test_training_that_diverges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(*flags(tmp_path / "run", learning_rate=1e30)) == 2
+@pytest.mark.parametrize("algo", ["td3", "sac"])
+@pytest.mark.parametrize("topology", ["dense", "set"])
+def test_training_that_diverges(algo: str, topology: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sparsity = None if topology == "dense" else 0.6
+    settings = {"learning_rate": 1e30, "topology": topology, "sparsity": sparsity}
+    assert main(*flags(tmp_path / "run", algo, **settings)) == 2
     error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("sparse-agents: ")
     assert "training has diverged" in error
