@@ -29,6 +29,10 @@ from runs.report.tables import contrast_headings, contrast_rows, contrasts_csv, 
 _SHOWN = 3  # problems at the top of the page; all are in their section
 _OF_RUNS_THERE = ("unequal", "not of this study", "not compared", "small divisor", "not timed")
 _COVERS = "50 % (2 runs), 75 % (3), 87 % (4), 92 % (5) and 94 % (10)"  # 2,000 normal samples each
+_IN_BETWEEN = (
+    "this is a look in between. Who looks again with every run and stops at the first yes finds one where there is none "
+    "more often than once in twenty times; the look at the end of the plan is the one that counts."
+)
 _SMALL = 10  # runs of an arm below which a number of seeds is said to be small
 
 
@@ -95,7 +99,13 @@ def say(findings: Findings) -> None:
         console.print(text, soft_wrap=True)
     if not findings.contrasts:
         console.print("nothing to compare: the study has no two arms that answer a question; see --contrast")
+    elif _more_to_come(findings.evidence):
+        console.print(f"Runs are still to come: {_IN_BETWEEN}", soft_wrap=True, markup=False)
     console.print(str(findings.path), soft_wrap=True, markup=False)
+
+
+def _more_to_come(evidence: Evidence) -> bool:
+    return any(line.startswith(("missing:", "not finished:")) for line in evidence.problems)
 
 
 def _capital(text: str) -> str:
@@ -124,6 +134,8 @@ def _body(
             if each.group == group
         ]
         yield page.answers(mine) if mine else page.paragraph("No two arms here answer a question; see --contrast.")
+    if found and _more_to_come(evidence):
+        yield page.paragraph(f"Runs are still to come: {_IN_BETWEEN}")
     yield page.paragraph(_how_verdicts_come(asked[0], options, found), "quiet")
     if overall(evidence) is not None and evidence.study.kind == "agents":
         yield page.paragraph(

@@ -11,10 +11,12 @@ import pytest
 from small_studies import ENV, arm, result, spread, write_study
 
 from runs.files import write_json
+from runs.report.command import make_report, say
 from runs.report.contrasts import Contrast, contrasts, pairs, sentence
 from runs.report.curves import side_by_side
 from runs.report.endpoints import area_under_curve, endpoints, final_return, overall, small_bases, values_of
 from runs.report.loading import load
+from runs.report.options import Report
 from runs.studies.plan import Study
 from runs.studies.states import write_failure
 
@@ -234,3 +236,14 @@ def test_an_environment_whose_dense_mean_is_nothing_is_said(tmp_path: Path) -> N
     ]
     alone = load(write_study(tmp_path / "alone", {"dense": [0.0, 4.0], "static-0.9": [80.0, 100.0]}))
     assert small_bases(alone, endpoints(alone)[0]) == []
+
+
+def test_a_look_before_the_plan_is_done_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = write_study(tmp_path, {"static-0.9": [100.0, 101, 102, 103], "set-0.9": [200.0, 201, 202, 203]})
+    for looks, expected in ((1, False), (2, True)):
+        findings = make_report(Report(study, resamples=FEW))
+        say(findings)
+        assert ("Runs are still to come: this is a look in between." in capsys.readouterr().out) == expected
+        assert ("Runs are still to come: this is" in findings.path.read_text()) == expected
+        if looks == 1:
+            shutil.rmtree(study / ENV / "set-0.9" / "seed-3")
