@@ -30,8 +30,8 @@ _SHOWN = 3  # problems at the top of the page; all are in their section
 _OF_RUNS_THERE = ("unequal", "not of this study", "not compared", "small divisor", "not timed")
 _COVERS = "50 % (2 runs), 75 % (3), 87 % (4), 92 % (5) and 94 % (10)"  # 2,000 normal samples each
 _IN_BETWEEN = (
-    "this is a look in between. Who looks again with every run and stops at the first yes finds one where there is none "
-    "more often than once in twenty times; the look at the end of the plan is the one that counts."
+    "this is a look in between. Who looks again with every run and stops at the first yes finds one where there is "
+    "none more often than once in twenty times; the look at the end of the plan is the one that counts."
 )
 _SMALL = 10  # runs of an arm below which a number of seeds is said to be small
 

@@ -225,6 +225,9 @@ def _cells(row: dict[str, str]) -> tuple[list[str], list[float]]:
 def test_records_of_an_earlier_version_are_reported(tmp_path: Path) -> None:
     record = tmp_path / "record"
     shutil.copytree(RECORD, record, ignore=shutil.ignore_patterns("report*"))
+    later = [path.parent for path in record.rglob("result.json") if "topology_distance" in json.loads(path.read_text())]
+    for run in later:
+        shutil.rmtree(run)
     assert main("report", record, "--resamples", str(FEW)) == 0
     assert not [path.name for path in (record / "report").iterdir() if path.name.startswith("movement")]
     assert rows(record, "small-world.csv") == []
