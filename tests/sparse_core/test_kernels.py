@@ -317,7 +317,7 @@ for dtype in (getattr(np, os.environ["DTYPE"]),):
                 shapes = [(rows, batch), (4, batch), (rows,), (rows,), (units, 2, rows), (rows,), (rows,)]
                 normalisation = [guarded(np.ones(shape, dtype), at_end) for shape in shapes]
                 fields = (
-                    passes.NORMALISED, passes.STATISTICS, passes.SCALE, passes.SHIFT, passes.PARTS, passes.DSCALE,
+                    passes.NORMALISED, passes.STATISTICS, passes.SCALE, passes.SHIFT, passes.UNIT_SUMS, passes.DSCALE,
                     passes.DSHIFT,
                 )
                 lower = [[*row], [*dense]]
