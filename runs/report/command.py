@@ -125,6 +125,8 @@ def _body(
     if evidence.problems:
         yield page.pointer(f"{_finished(evidence)} {_what_is_wrong(evidence)}", "missing", "All that is missing or odd")
     yield page.heading("The answer")
+    if found and _more_to_come(evidence):
+        yield page.paragraph(f"Runs are still to come: {_IN_BETWEEN}")
     for group in [*filter(None, [overall(evidence)]), *evidence.groups]:
         if len(evidence.groups) > 1:
             yield page.heading(_capital(group), 3)
@@ -134,8 +136,6 @@ def _body(
             if each.group == group
         ]
         yield page.answers(mine) if mine else page.paragraph("No two arms here answer a question; see --contrast.")
-    if found and _more_to_come(evidence):
-        yield page.paragraph(f"Runs are still to come: {_IN_BETWEEN}")
     yield page.paragraph(_how_verdicts_come(asked[0], options, found), "quiet")
     if overall(evidence) is not None and evidence.study.kind == "agents":
         yield page.paragraph(

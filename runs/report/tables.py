@@ -122,7 +122,7 @@ def cost_sentence(evidence: Evidence, contrast: Contrast) -> str:
         if share is not None and _SAME[0] < share < _SAME[1]:
             same.append(label)
         elif share is not None:
-            other.append(f"{share:{'.2f' if share >= 0.1 else '.2g'}} × the {label}")
+            other.append(f"{share:{'.2f' if share >= 0.095 else '.2g'}} × the {label}")
     if not other:
         return f"It cost as many {_listed(same)}." if same else ""
     return f"It cost {_listed(other)}" + (f", and as many {_listed(same)}." if same else ".")
