@@ -123,9 +123,7 @@ class SparseFinetune(SparseEpochs, InMemory, SupervisedTemplate):
 
     def criterion(self) -> Tensor:
         """The head's loss while training."""
-        if not self.is_training:
-            return self._criterion(self.mb_output, self.mb_y)
-        if self.head == "full":  # any class will do, such as those that a plugin replays
+        if not self.is_training or self.head == "full":  # any class will do, such as those that a plugin replays
             return self._criterion(self.mb_output, self.mb_y)
         units = torch.tensor(self.tasks[-1], device=self.mb_y.device)
         local = places(units, self.mb_y, "take the head 'full', or leave out the plugin that replays")
