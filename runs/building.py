@@ -117,6 +117,7 @@ def agent_state(model: SparseAgent) -> dict[str, Any]:
         "last_observation": model._last_obs,
         "last_episode_starts": model._last_episode_starts,
         "episode_infos": [dict(info) for info in model.ep_info_buffer or ()],
+        "episode_successes": [float(success) for success in model.ep_success_buffer or ()],
         "monitor": {name: getattr(monitor, name) for name in _MONITOR} | {"age": time.time() - monitor.t_start},
         "environment": _replayable(model).state(),
         "generators": generator_states(),
@@ -143,7 +144,9 @@ def restore_agent(model: SparseAgent, state: dict[str, Any]) -> None:
     model._last_obs = state["last_observation"]
     model._last_episode_starts = state["last_episode_starts"]
     assert model.ep_info_buffer is not None
+    assert model.ep_success_buffer is not None
     model.ep_info_buffer.extend(state["episode_infos"])
+    model.ep_success_buffer.extend(state.get("episode_successes", ()))  # not in checkpoints of before
     monitor = _monitor(model)
     for name in _MONITOR:
         setattr(monitor, name, state["monitor"][name])

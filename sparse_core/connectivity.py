@@ -187,6 +187,12 @@ class Connectivity(nn.Module):
         movable[self.frozen.long()] = False
         return positions[movable], positions[~movable]
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # The indices tell the outputs, but not the inputs: those of a narrower layer would fit into a wider one.
+        if hasattr(destination, "_metadata"):
+            destination._metadata[prefix[:-1]]["in_features"] = self.in_features
+
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -201,6 +207,11 @@ class Connectivity(nn.Module):
         if len(incoming) < len(own):  # parts of two topologies do not make one: all or nothing
             missing_keys += [prefix + name for name in own if name not in incoming]
             return
+        inputs = local_metadata.get("in_features", self.in_features)
+        if inputs != self.in_features:
+            raise ValueError(
+                f"{prefix[:-1] or 'the layer'} has {self.in_features} inputs, but what is loaded was made for {inputs}"
+            )
         self._check_incoming(prefix, incoming)
         for name, tensor in incoming.items():
             if own[name].shape != tensor.shape:

@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
 from small_agents import (
     EPISODE,
     METHODS,
     MOVING,
     SEARCHING,
+    Reach,
     agent,
     dense_state,
     fill,
@@ -245,6 +248,19 @@ def test_parameters_of_other_layers_are_an_error() -> None:
         ):
             one.set_parameters(other.get_parameters())
         assert np.array_equal(actions(one), before)
+
+
+def test_parameters_of_an_agent_that_sees_less_are_an_error(tmp_path: Path) -> None:
+    class Wide(Reach):
+        observation_space = spaces.Box(-1.0, 1.0, (5,), np.float64)
+
+    narrow, wide = (agent(env, distribution="uniform") for env in (reach(), TimeLimit(Wide(), EPISODE)))
+    narrow.save(tmp_path / "narrow.zip")
+    before = wide.get_parameters()
+    for parameters in (narrow.get_parameters(), tmp_path / "narrow.zip"):
+        with pytest.raises(ValueError, match=r"mu\.0 has 5 inputs, but what is loaded was made for 3"):
+            wide.set_parameters(parameters)
+    assert same(wide.get_parameters(), before)
 
 
 def test_moments_do_not_stay_when_other_connections_of_that_number_come() -> None:

@@ -27,6 +27,7 @@ def digits() -> ContinualBenchmark:
     return make_benchmark("split-digits")
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("name", TASK_AFTER_TASK)
 @pytest.mark.parametrize("head", [pytest.param("full", marks=pytest.mark.slow), "current"])
 def test_learns_the_same_from_the_same_seed(digits: ContinualBenchmark, name: str, head: str) -> None:
@@ -158,6 +159,7 @@ def test_tasks_that_share_their_classes(name: str) -> None:
     assert learner.costs().memory_bytes == (500 * IMAGE if name in ("replay", "gdumb") else 0)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("name", TASK_AFTER_TASK)
 def test_data_that_is_not_ours_goes_through_avalanches_loader(name: str) -> None:
     from avalanche.benchmarks import nc_benchmark

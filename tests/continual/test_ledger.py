@@ -418,6 +418,7 @@ def test_fitting_five_tasks_of_mnist_is_the_release() -> None:
     assert sizes.connections == (round(0.16 * 784 * 80), round(0.256 * 6400), 80)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("name", ["spacenet", "spacenet-2021", "afaf", "spacenet-rehearsal"])
 @pytest.mark.parametrize("tasks", [20, pytest.param(50, marks=pytest.mark.slow)])
 def test_many_tasks_end_to_end(name: str, tasks: int) -> None:

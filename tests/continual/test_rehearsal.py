@@ -71,6 +71,7 @@ def learned(benchmark: Any, name: str = "spacenet-rehearsal", **choices: Any) ->
     return strategy
 
 
+@pytest.mark.end_to_end
 def test_counts_bytes_and_forgetting() -> None:
     digits = make_benchmark("split-digits")
     strategy = learned(digits, memory=7, epochs=8)
@@ -82,6 +83,7 @@ def test_counts_bytes_and_forgetting() -> None:
     assert sum(accuracies) / 5 > 0.7
 
 
+@pytest.mark.end_to_end
 def test_shared_labels_are_rehearsed_where_they_were_learned() -> None:
     # Task by task the pixels lie elsewhere: an old image must excite the old task's unit of its label.
     benchmark = blobs(tasks=3, shared_classes=True)

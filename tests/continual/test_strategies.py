@@ -293,6 +293,7 @@ def found(metrics: dict[str, Any], *parts: str) -> list[float]:
     return [value for key, value in metrics.items() if all(part in key for part in parts)]
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("isolation", ["shared", pytest.param("strict", marks=pytest.mark.slow)])
 def test_a_script_with_metrics_and_tensorboard(digits: ContinualBenchmark, tmp_path: Path, isolation: str) -> None:
     from avalanche.benchmarks import task_incremental_benchmark
@@ -313,6 +314,7 @@ def test_a_script_with_metrics_and_tensorboard(digits: ContinualBenchmark, tmp_p
     assert any(path.stat().st_size > 200 for path in tmp_path.rglob("events*"))
 
 
+@pytest.mark.end_to_end
 def test_the_whole_stream_at_once(digits: ContinualBenchmark) -> None:
     one, two = plain(digits, evaluator=quiet()), plain(digits, evaluator=quiet())
     one.train(list(digits.train)[:3])
@@ -346,6 +348,7 @@ def test_looking_on_changes_nothing(digits: ContinualBenchmark, name: str) -> No
     assert torch.equal(seen.class_scores(x), unseen.class_scores(x))
 
 
+@pytest.mark.end_to_end
 def test_evaluation_while_training_changes_nothing(digits: ContinualBenchmark) -> None:
     without = plain(digits, evaluator=quiet())
     often = plain(digits, evaluator=quiet(accuracy_metrics(experience=True)), eval_every=3)
@@ -360,6 +363,7 @@ def test_evaluation_while_training_changes_nothing(digits: ContinualBenchmark) -
     assert found(results, "Top1_Acc_Exp", "test_stream", "Exp001") == [pytest.approx(float(accuracy))]
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("labels", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize(
     "name", [name if name == "spacenet" else pytest.param(name, marks=pytest.mark.slow) for name in OURS]
@@ -388,6 +392,7 @@ def test_heads_of_their_own_for_the_same_labels() -> None:
     assert min(found(learner.eval(streams.test_stream), "Top1_Acc_Exp", "test_stream")) > 0.9
 
 
+@pytest.mark.end_to_end
 def test_afaf_of_one_hidden_layer_has_something_to_read(digits: ContinualBenchmark) -> None:
     learner = learn(made(digits, "afaf", hidden=(60,)), digits, tasks=4)
     assert min(learner.ledger.table()[-1].by_task) > 0

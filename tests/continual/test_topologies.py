@@ -29,6 +29,7 @@ KINDS = {"set", "rigl", "deepr", "srigl", "wast", "snfs", "top-kast"}  # the oth
 AMONG_TASKS = [name for name, preset in PRESETS.items() if preset.changes and not preset.prune]
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize(
     "name", [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in AMONG_TASKS]
 )

@@ -219,6 +219,7 @@ def test_bytes_include_ages_and_moments() -> None:
     assert sparse.indices > 0
 
 
+@pytest.mark.end_to_end
 def test_results_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "bench.json"
     path.write_text("of last time")

@@ -251,6 +251,7 @@ def refuse(*_: Any, **__: Any) -> None:
     raise AssertionError("unpickled")
 
 
+@pytest.mark.end_to_end
 def test_nothing_is_unpickled(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,6 +26,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("noisy") / "run", **NOISY)
 
 
+@pytest.mark.end_to_end
 def test_result_says_what_the_agent_saw(finished: Path) -> None:
     result = result_of(finished)
     # 11 real features of 22, 3 actions; hidden layers of 16: the first layers alone are sparse.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stable_baselines3.common.logger import Logger
 from tiny_runs import (
     assert_equal_runs,
     checkpoint,
@@ -25,8 +26,11 @@ from tiny_runs import (
 )
 
 import runs.training
+from runs.building import agent_state, restore_agent, start_learning
 from runs.checkpoints import CheckpointStore
+from runs.loading import read_config, rebuild
 from runs.scoring import Scorer
+from runs.snapshot import unpack
 from sparse_core import PRESETS
 
 pytestmark = pytest.mark.end_to_end
@@ -193,6 +197,17 @@ def test_from_an_earlier_checkpoint(unfinished: Path, finished: Path, capsys: py
     assert main("resume", unfinished, "--step", "600") == 0
     assert f"continuing {unfinished} from step 600" in capsys.readouterr().err
     assert_equal_runs(unfinished, finished)
+
+
+def test_successes_of_the_last_episodes_come_back(unfinished: Path) -> None:
+    # No environment of ours tells; in those that do, SB3 logs the share of the last episodes.
+    settings, written = read_config(unfinished)
+    kept = CheckpointStore(unfinished / "checkpoints").load()
+    model = rebuild(unfinished, settings, written)
+    start_learning(model, Logger(None, []))
+    state = unpack(kept.state, kept.tensors)["agent"] | {"episode_successes": [1.0, 0.0, 1.0]}
+    restore_agent(model, state)
+    assert agent_state(model)["episode_successes"] == [1.0, 0.0, 1.0]
 
 
 def test_killed_while_later_checkpoints_are_forgotten(unfinished: Path, finished: Path) -> None:

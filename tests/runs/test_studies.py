@@ -99,6 +99,7 @@ def test_directory_of_something_else_is_left_alone(tmp_path: Path, capsys: pytes
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.end_to_end
 def test_a_plan_that_a_kill_left_half_written_is_in_nobodys_way(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -102,6 +102,7 @@ def test_degrees_and_inputs_count_every_connection() -> None:
     assert input_connections(small_agent(topology="dense", sparsity=0))["critic.qf0"] == [8] * 14
 
 
+@pytest.mark.end_to_end
 def test_result_has_the_course_of_the_search(finished: Path) -> None:
     result, lines = result_of(finished), metrics_of(finished)
     course, changes = result["topology_course"], [line for line in lines if line["kind"] == "topology"]

@@ -88,6 +88,7 @@ def test_the_metrics(finished: Path) -> None:
     assert all(len(line["returns"]) == line["episodes"] == 1 for line in evaluations)
 
 
+@pytest.mark.end_to_end
 def test_two_identical_runs_and_another_seed(finished: Path, tmp_path: Path) -> None:
     again = train(tmp_path / "again")
     assert_equal_runs(finished, again)

@@ -179,6 +179,7 @@ def bars(seed: int) -> tuple[Tensor, Tensor]:
     return pictures, label
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("backend", ["gemm", "csr"])
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("preset", ["set", "rigl"])

@@ -372,6 +372,7 @@ print("inside")
 """
 
 
+@pytest.mark.end_to_end
 @pytest.mark.skipif(sys.platform != "linux", reason="guards memory pages with mprotect")
 @pytest.mark.parametrize(
     ("check", "dtype"),

@@ -1,6 +1,7 @@
 """Layers whose connections freeze, move, and are copied and stored."""
 
 import copy
+import io
 import pickle
 import re
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from small_layers import layer_of, seeded
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparse_core import Rewiring, SparseLinear
 from sparse_core.signals import Capture
@@ -212,6 +213,18 @@ def test_a_damaged_state_is_refused_and_nothing_changes(
     with pytest.raises(ValueError, match=message):
         layer.load_state_dict(state)
     assert_equal_state(layer.state_dict(), before)
+
+
+def test_a_state_of_a_layer_with_fewer_inputs_is_refused_and_nothing_changes() -> None:
+    # Every index of the narrow layer is one of the wide layer, too: only what is saved beside them tells.
+    file = io.BytesIO()
+    narrow, wide = SparseLinear(4, 3, sparsity=0.5), nn.Sequential(SparseLinear(6, 3, sparsity=0.5))
+    torch.save(nn.Sequential(narrow).state_dict(), file)
+    file.seek(0)
+    before = copy.deepcopy(wide.state_dict())
+    with pytest.raises(ValueError, match="0 has 6 inputs, but what is loaded was made for 4"):
+        wide.load_state_dict(torch.load(file))
+    assert_equal_state(wide.state_dict(), before)
 
 
 def test_a_state_with_parts_missing_is_refused_and_nothing_changes() -> None:
