@@ -13,7 +13,7 @@ from stable_baselines3.td3.policies import Actor, TD3Policy
 from torch import nn
 from torch.optim import Optimizer
 
-from sparse_core import Adam, generators, sparse_layers, sparsify
+from sparse_core import Adam, SparseLinear, generators, sparse_layers, sparsify
 from sparse_core.crossover import AUTO
 
 
@@ -55,13 +55,18 @@ class SparsePolicy(BasePolicy):
         return critic
 
     @property
-    def backends(self) -> dict[str, str]:
-        """The backend of every sparse layer of actor and critics, by name; targets have the same."""
+    def layers(self) -> dict[str, SparseLinear]:
+        """The sparse layers of actor and critics by name, targets left out."""
         return {
-            f"{owner}.{name}": layer.backend
+            f"{owner}.{name}": layer
             for owner in ("actor", "critic")
             for name, layer in sparse_layers(getattr(self, owner)).items()
         }
+
+    @property
+    def backends(self) -> dict[str, str]:
+        """The backend of every sparse layer of actor and critics, by name; targets have the same."""
+        return {name: layer.backend for name, layer in self.layers.items()}
 
     def use_backends(self, backends: Mapping[str, str]) -> None:
         """Let these multiply from now on, online and target layers alike; every sparse layer must be named."""

@@ -50,7 +50,7 @@ class SACUpdate(AutogradUpdate):
     def actor_gradient(self) -> Tensor:
         """Work out the actor's loss and its gradient for actions drawn anew, the same each time, leaving no trace."""
         assert self._batch is not None
-        with torch.random.fork_rng(enabled=True):
+        with torch.random.fork_rng():
             actions, log_probabilities = self._model.actor.action_log_prob(self._batch.observations)
             return self._actor_gradient(actions, log_probabilities.reshape(-1, 1))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +33,7 @@ def build_strategy(name: str, setup: Setup) -> Any:
 def _file(name: str) -> Path:
     names = strategy_names()
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"no strategy called {name!r}; {hint}known: {', '.join(names)}")
+        from sparse_core.registry import hint
+
+        raise ValueError(f"no strategy called {name!r}; {hint(name, names)}")
     return _FOLDER / f"{name.replace('-', '_')}.py"

@@ -25,6 +25,12 @@ class SparseEpochs:
             self.epochs_done += 1
             self._after_training_epoch(**kwargs)
 
+    def let_go(self) -> None:
+        """Part with the sparsifier of the task that ends, or was interrupted."""
+        if self.sparsifier is not None:
+            self.sparsifier.detach()
+            self.sparsifier = None
+
     def _after_update(self: Any, **kwargs: Any) -> None:
         super()._after_update(**kwargs)  # type: ignore[misc]
         self.sparsifier.step()

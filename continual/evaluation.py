@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from continual.learner import Learner
+from continual.learner import Learner, knows_classes
 
 Samples = tuple[Tensor, Tensor]
 
@@ -19,11 +19,11 @@ def accuracy_rows(
 ) -> tuple[list[float], list[float]]:
     """Accuracy on each task's samples (x, y), as fractions: with the task not known, and with it known.
 
-    The first row is NaN for a learner that must know the task: one whose `scenarios` name "task-il" alone. A sample
+    The first row is NaN for a learner that must know the task: one whose `scenarios` lack "class-il". A sample
     without a finite score, as of a task still to come, counts as wrong.
     """
     without, within = [], []
-    needs_task = tuple(getattr(learner, "scenarios", ())) == ("task-il",)
+    needs_task = not knows_classes(learner)
     for number, (x, y) in enumerate(tasks):
         right_class = right_task = 0
         for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):

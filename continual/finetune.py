@@ -116,9 +116,7 @@ class SparseFinetune(SparseEpochs, InMemory, SupervisedTemplate):
             )
 
     def _after_training_exp(self, **kwargs: Any) -> None:
-        assert self.sparsifier is not None
-        self.sparsifier.detach()
-        self.sparsifier = None
+        self.let_go()
         super()._after_training_exp(**kwargs)
 
     def criterion(self) -> Tensor:
@@ -172,9 +170,7 @@ class SparseFinetune(SparseEpochs, InMemory, SupervisedTemplate):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` gave; within a task, the next call of `train` must be for the task's experience."""
-        if self.sparsifier is not None:
-            self.sparsifier.detach()
-            self.sparsifier = None
+        self.let_go()
         self.tasks = [tuple(task) for task in state["tasks"]]
         self.model.load_state_dict(state["model"])
         self.batch_generator.set_state(state["batches"])

@@ -25,7 +25,10 @@ class NoChoice(ValueError):
 
 
 class Learner(Protocol):
-    """A strategy that learns one experience after the other and scores samples; Avalanche's strategies do."""
+    """A strategy that learns one experience after the other and scores samples; Avalanche's strategies do.
+
+    It may say more of itself: `scenarios` (`knows_classes`), `joint` (`is_joint`) and `train_epochs` (`epochs_of`).
+    """
 
     def train(self, experiences: Any, eval_streams: Any = None) -> Any:
         """Learn one experience."""
@@ -38,6 +41,21 @@ class Learner(Protocol):
 
     def costs(self) -> Costs:
         """What the learner holds now."""
+
+
+def knows_classes(learner: Any) -> bool:
+    """Whether it scores samples whose task it is not told: `class-il` is among its `scenarios`, as by default."""
+    return "class-il" in getattr(learner, "scenarios", ("class-il", "task-il"))
+
+
+def is_joint(learner: Any) -> bool:
+    """Whether it learns all tasks at once, by `train_all`."""
+    return bool(getattr(learner, "joint", False))
+
+
+def epochs_of(learner: Any) -> int:
+    """Epochs of each task; 1 where it does not say."""
+    return int(getattr(learner, "train_epochs", 1))
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,7 @@ No function changes what it is given. NaN, a matrix that is not square and perce
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -104,51 +101,6 @@ def intransigence(r: ArrayLike, joint_row: ArrayLike) -> float:
     """
     matrix = _matrix(r)
     return float((_row(joint_row, len(matrix), "joint") - matrix.diagonal()).mean())
-
-
-def summarise(values: Sequence[float | None]) -> dict[str, Any]:
-    """One score over seeds: `mean`, `ci95` (half-width of Student's t interval) and `per_seed`, the values.
-
-    `ci95` is None for one seed. A score that has no meaning, None for all seeds, has None for all three but `per_seed`.
-
-    Raises:
-        ValueError: for no values, NaN or infinity, and None for only some seeds.
-    """
-    if not values:
-        raise ValueError("`values` must hold one score for each seed, got none")
-    numbers = [float(value) for value in values if value is not None]
-    if not numbers:
-        return {"mean": None, "ci95": None, "per_seed": list(values)}
-    if len(numbers) < len(values) or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"`values` must be finite numbers, or None for all seeds alike, got {list(values)}")
-    count = len(numbers)
-    mean = math.fsum(numbers) / count
-    if count == 1:
-        return {"mean": mean, "ci95": None, "per_seed": numbers}
-    deviation = math.sqrt(math.fsum((number - mean) ** 2 for number in numbers) / (count - 1))
-    return {"mean": mean, "ci95": t_quantile(count - 1) * deviation / math.sqrt(count), "per_seed": numbers}
-
-
-def t_quantile(degrees: int, probability: float = 0.95) -> float:
-    """The t that Student's distribution with so many degrees of freedom stays within, ±t, with this probability."""
-    low, high = 0.0, math.pi / 2
-    for _ in range(64):  # halves an angle until doubles are used up
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_within(middle, degrees) < probability else (low, middle)
-    return math.sqrt(degrees) * math.tan(low)
-
-
-def _t_within(angle: float, degrees: int) -> float:
-    """P(|T| < t) for t = √degrees · tan(angle): the finite sums of Abramowitz and Stegun 26.7.3 and 26.7.4."""
-    if degrees < 1:
-        raise ValueError(f"`degrees` must be at least 1, got {degrees}")
-    cosine, odd = math.cos(angle), degrees % 2
-    term, total = (cosine if odd else 1.0), 0.0
-    for step in range(odd + 1, degrees, 2):
-        total += term
-        term *= cosine * cosine * step / (step + 1)
-    total *= math.sin(angle)
-    return (angle + total) * 2 / math.pi if odd else total
 
 
 def _matrix(r: ArrayLike) -> Matrix:

@@ -56,7 +56,7 @@ class SubspaceNetwork(nn.Module):
         self.channels, self.norm = tuple(channels), norm
         layers: list[SparseLinear] = []
         for fan_out in channels:
-            layers.append(_empty_conv(shape[0], fan_out, backend, dtype))
+            layers.append(_empty_conv(shape[0], fan_out, dtype))
             shape = (fan_out, shape[1] // 2, shape[2] // 2)
         if min(shape) < 1:
             raise ValueError(f"images of {inputs} are too small for {len(channels)} poolings; take fewer `channels`")
@@ -74,7 +74,7 @@ class SubspaceNetwork(nn.Module):
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """(outputs, inputs) of each layer; of a convolution, in channels."""
-        return {name: layer.topology.shape for name, layer in self.chain.items()}
+        return {name: layer.shape for name, layer in self.chain.items()}
 
     @property
     def upstream(self) -> dict[str, str]:
@@ -123,13 +123,13 @@ class SubspaceNetwork(nn.Module):
 
     def empty_copy(self) -> Self:
         """A network of the same layers without a connection."""
-        first = self.layers[0]
-        assert isinstance(first, SparseLinear)
+        output = self.layers[-1]  # the first may be a convolution, whose backend is always the same
+        assert isinstance(output, SparseLinear)
         copy = type(self)(
-            self.inputs, self.hidden, self.units, channels=self.channels, norm=self.norm, backend=first.backend,
-            dtype=first.values.dtype,
+            self.inputs, self.hidden, self.units, channels=self.channels, norm=self.norm, backend=output.backend,
+            dtype=output.values.dtype,
         )  # fmt: skip
-        return copy.to(first.values.device)
+        return copy.to(output.values.device)
 
 
 def _empty_layer(fan_in: int, fan_out: int, backend: str, dtype: torch.dtype | None) -> SparseLinear:
@@ -137,19 +137,19 @@ def _empty_layer(fan_in: int, fan_out: int, backend: str, dtype: torch.dtype | N
     layer = SparseLinear(
         fan_in, fan_out, topology=topology, backend=backend, dtype=dtype, generator=torch.Generator()
     )  # fmt: skip
-    return _without_bias(layer)
+    return _with_zero_biases(layer)
 
 
-def _empty_conv(fan_in: int, fan_out: int, backend: str, dtype: torch.dtype | None) -> SparseLinear:
+def _empty_conv(fan_in: int, fan_out: int, dtype: torch.dtype | None) -> SparseLinear:
     topology = Topology.from_positions((fan_out, fan_in), torch.empty(0, dtype=torch.int64))
     layer = SparseConv2d(
         fan_in, fan_out, 3, padding=1, unit="kernel", topology=topology, backend="gemm", dtype=dtype,
         generator=torch.Generator(),
     )  # fmt: skip
-    return _without_bias(layer)
+    return _with_zero_biases(layer)
 
 
-def _without_bias(layer: SparseLinear) -> SparseLinear:
+def _with_zero_biases(layer: SparseLinear) -> SparseLinear:
     with torch.no_grad():
         assert layer.bias is not None
         layer.bias.zero_()
@@ -195,7 +195,7 @@ def connect(
     """
     device = layer.values.device
     positions = torch.cat([frozen.positions, movable.positions]).sort().values
-    topology = Topology.from_positions(layer.topology.shape, positions)
+    topology = Topology.from_positions(layer.shape, positions)
     fixed = torch.zeros(topology.shape[0], dtype=torch.bool)
     if frozen_bias is not None:
         fixed[frozen_bias] = True

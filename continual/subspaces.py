@@ -140,8 +140,7 @@ class SubspaceStrategy(Scoring, SparseEpochs, InMemory, SupervisedTemplate):
         task = self._task_of(self.experience, number)
         grants = self._plan(task)  # nothing has changed yet if this fails
         self._reclaim(grants)
-        if self.sparsifier is not None:  # an earlier call was interrupted
-            self.sparsifier.detach()
+        self.let_go()  # of what an earlier call left behind that was interrupted
         self._current, self.grants, self.epochs_done = task, grants, 0
         for name, layer in self.network.chain.items():
             positions = grants[name].positions
@@ -195,7 +194,7 @@ class SubspaceStrategy(Scoring, SparseEpochs, InMemory, SupervisedTemplate):
 
     def _initial(self, layer: SparseLinear, positions: Tensor) -> Tensor:
         """Values of new connections, drawn in the order of their positions."""
-        (outputs, inputs), each = layer.topology.shape, layer.values.shape[1:]
+        (outputs, inputs), each = layer.shape, layer.values.shape[1:]
         size = (positions.numel(), *each)
         drawn = torch.rand(size, generator=self._draws["weights"], dtype=layer.values.dtype) * 2 - 1
         if self.options.init == "xavier":
@@ -264,8 +263,7 @@ class SubspaceStrategy(Scoring, SparseEpochs, InMemory, SupervisedTemplate):
             for name in self.ledger.hidden
         }
         reserved = {name: self._reserve(self.grants[name], scores[name]) for name in self.ledger.hidden}
-        self.sparsifier.detach()
-        self.sparsifier = None
+        self.let_go()
         if self.options.calibrate:
             x, y = self._own_samples()
             with evaluating(self.network):
@@ -394,9 +392,7 @@ class SubspaceStrategy(Scoring, SparseEpochs, InMemory, SupervisedTemplate):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` gave; within a task, the next call of `train` must be for the task's experience."""
         tasks = [Task.from_plain(entry) for entry in state["tasks"]]
-        if self.sparsifier is not None:
-            self.sparsifier.detach()
-            self.sparsifier = None
+        self.let_go()
         self.ledger.load_state_dict(state["ledger"])
         self.network.load_state_dict(state["network"])
         self.archive.restore(tasks[: self.ledger.tasks])

@@ -121,3 +121,12 @@ class NoisyFeatures(gymnasium.Wrapper[Array, Array, Array, Array]):
 
 def _plain(value: Any) -> Any:
     return value.tolist()
+
+
+def noisy_features(env: gymnasium.Env[Any, Any]) -> NoisyFeatures | None:
+    """The wrapper of this kind around an environment, if there is one."""
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, NoisyFeatures):
+            return env
+        env = env.env
+    return None

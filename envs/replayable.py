@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.noise import NoisyFeatures
+from envs.noise import noisy_features
 
 Array = NDArray[Any]
 ROWS_AT_FIRST = 1024  # a MuJoCo episode has at most 1000 steps
@@ -47,7 +47,7 @@ class Replayable(gymnasium.Wrapper[Array, Array, Array, Array]):
         self._generator: dict[str, Any] | None = None
         self._observation: Array | None = None  # None until the first reset
         self._done = False
-        self._noisy = _noisy(env)
+        self._noisy = noisy_features(env)
         self._steps_before = 0  # of the noise's own count, when the episode began
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
@@ -151,15 +151,6 @@ class Replayable(gymnasium.Wrapper[Array, Array, Array, Array]):
             f"replaying the episode of {self} led elsewhere: {what}; the environment is not deterministic, "
             "or its version is not the one that was stored: install that version, or start a new run"
         )
-
-
-def _noisy(env: gymnasium.Env[Array, Array]) -> NoisyFeatures | None:
-    """The wrapper that counts steps over episodes, if there is one."""
-    while isinstance(env, gymnasium.Wrapper):
-        if isinstance(env, NoisyFeatures):
-            return env
-        env = env.env
-    return None
 
 
 def _position(generator: np.random.Generator) -> dict[str, Any]:

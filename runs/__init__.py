@@ -1,1 +1,1 @@
-"""Command-line runs: training, evaluation and the demo."""
+"""The command: runs, their directories and checkpoints, studies of many and their reports."""

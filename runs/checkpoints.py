@@ -59,11 +59,6 @@ class Checkpoint:
     _replay: _Replay | None
     _segments: Segments
 
-    @property
-    def has_replay(self) -> bool:
-        """Whether there are replay rows to restore."""
-        return self._replay is not None
-
     def restore_replay(self, target: ReplaySource) -> None:
         """Put the replay rows into `target`, each in the place of the ring it was in."""
         replay = self._replay

@@ -35,7 +35,7 @@ def fixed_sparsities(
         critic: as `actor`.
         heads: last layers of the actor side by side.
     """
-    observations, actions = widths(env, noise)
+    observations, actions = space_sizes(env, noise)
     return (
         _sparsity([observations, *hidden, actions], heads, dense, distribution, actor),
         _sparsity([observations + actions, *hidden, 1], 1, dense, distribution, critic),
@@ -57,7 +57,7 @@ def _sparsity(
     return 1 - sum(planned.counts.get(name, cells[name]) for name in cells) / sum(cells.values())
 
 
-def widths(env: str, noise: Noise | None = None) -> tuple[int, int]:
+def space_sizes(env: str, noise: Noise | None = None) -> tuple[int, int]:
     """Numbers in an observation and in an action."""
     environment = envs.make(env, noise=noise)
     try:

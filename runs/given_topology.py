@@ -11,7 +11,7 @@ from agents import SparseAgent
 from runs.checkpoint_files import Damaged, pack_tensors, read_bytes, unpack_tensors
 from runs.failure import UserError
 from runs.files import write_atomically
-from sparse_core import Topology, sparse_layers
+from sparse_core import Topology
 
 FILE = "topology.safetensors"
 Topologies = Mapping[str, Topology]
@@ -19,11 +19,7 @@ Topologies = Mapping[str, Topology]
 
 def topologies(model: SparseAgent) -> dict[str, Topology]:
     """The topology of every sparse layer of actor and critics, by the layer's name; of a masked one what multiplies."""
-    return {
-        f"{owner}.{name}": layer.active_topology
-        for owner, network in (("actor", model.actor), ("critic", model.critic))
-        for name, layer in sparse_layers(network).items()
-    }
+    return {name: layer.active_topology for name, layer in model.policy.layers.items()}
 
 
 def write_topologies(directory: Path, given: Topologies, then: str) -> None:

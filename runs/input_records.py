@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import gymnasium
 import numpy as np
 
 import envs
@@ -18,13 +16,11 @@ def real_features(model: SparseAgent, step: int) -> list[int] | None:
     """Which features of an observation are the environment's own at `step`; None where all of them are."""
     env = model.get_env()
     assert env is not None
-    layer: Any = env.envs[0]  # type: ignore[attr-defined]
-    while isinstance(layer, gymnasium.Wrapper):
-        if isinstance(layer, envs.NoisyFeatures):
-            own: list[int] = np.flatnonzero(layer.places(shown_at(step)) < layer.real).tolist()
-            return own
-        layer = layer.env
-    return None
+    noisy = envs.noisy_features(env.envs[0])  # type: ignore[attr-defined]
+    if noisy is None:
+        return None
+    own: list[int] = np.flatnonzero(noisy.places(shown_at(step)) < noisy.real).tolist()
+    return own
 
 
 def connections_on_real(model: SparseAgent, step: int) -> dict[str, list[float]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,10 +16,11 @@ def _first_line(entry: Any) -> str:
     return (getattr(entry, "__doc__", None) or "").strip().splitlines()[0]
 
 
-def _options(part: Any) -> str:
+def _options(rule: Any) -> str:
     """The options that are given with a name, with their defaults: ` [std=0.1]`; nothing where there are none."""
-    parameters = inspect.signature(part).parameters.values()
-    given = [f"{each.name}={each.default}" for each in parameters if each.kind is each.KEYWORD_ONLY]
+    from sparse_core.registry import options_of
+
+    given = [f"{name}={default}" for name, default in options_of(rule).items()]
     return f" [{':'.join(given)}]" if given else ""
 
 
@@ -31,7 +31,7 @@ def _parts(registry: str) -> dict[str, str]:
     found = {}
     for name, entry in getattr(sparse_core, registry).items():
         part = getattr(entry, "choose", None) or getattr(entry, "product", None) or entry
-        found[name] = _first_line(part) + (_options(part) if hasattr(entry, "choose") else "")
+        found[name] = _first_line(part) + (_options(entry) if hasattr(entry, "choose") else "")
     return found
 
 

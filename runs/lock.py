@@ -7,7 +7,6 @@ import socket
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
 
 from runs.failure import UserError
 from runs.files import writing
@@ -44,12 +43,7 @@ class RunLock:
         self._file = file
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._file is not None:
             # The file stays: removing it would let two processes lock two files of one name.
             with suppress(OSError):

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,17 @@ def machine() -> dict[str, Any]:
         "processor": processor(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def provenance(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
+    """With what, where, how and when the running command began: what the config of a run says beside its settings."""
+    return {
+        "versions": versions(packages),
+        "commit": commit(),
+        "machine": machine(),
+        "command": command(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 

@@ -17,7 +17,7 @@ from runs.progress import TrainingBar
 from runs.scoring import Scorer
 from runs.settings import Settings
 from runs.topology_courses import distances, flow_of_networks, gradient_flows
-from runs.topology_records import dormant_shares, explored_at_first, mask_changes, replaced_and_explored
+from runs.topology_records import dormant_shares, mask_changes, positions_now, replaced_and_explored
 
 SHOW_EVERY = 0.2  # seconds between two updates of the bar
 
@@ -127,7 +127,7 @@ class Recorder(BaseCallback):
             if self.journal.peak_bytes is None:
                 self.journal.peak_bytes = bytes_in_training(model, None)
             if not self.journal.explored:
-                self.journal.explored = explored_at_first(model)
+                self.journal.explored = positions_now(model)
                 self.journal.begun = self.journal.evaluated_positions = dict(self.journal.explored)
         self._boundary(last=False)
 
@@ -154,7 +154,7 @@ class Recorder(BaseCallback):
             changed = model.last_rewirings
             if not changed:
                 changed = mask_changes(model, self.journal.multiplied or self.journal.begun)
-                self.journal.multiplied = explored_at_first(model)
+                self.journal.multiplied = positions_now(model)
             replaced = {name: change.grown.numel() for name, change in changed.items()}
             shares = replaced_and_explored(changed, self.journal.explored)
             self.journal.course.append([step, *shares])
@@ -183,7 +183,7 @@ class Recorder(BaseCallback):
             journal.inputs.append([step, inputs])
         if any(moved):
             journal.distances.append([step, *moved])
-            journal.evaluated_positions = explored_at_first(model)
+            journal.evaluated_positions = positions_now(model)
         journal.curve_seconds.append([step, journal.seconds])
         journal.curve_processor_seconds.append([step, journal.processor_seconds])
         self._metrics.write(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -96,7 +95,6 @@ def shown_at(step: int) -> int:
 
 def hold_places(env: Any, step: int) -> None:
     """Let features of an environment with noise be where the last of `step` training steps saw them, and stay there."""
-    while isinstance(env, gymnasium.Wrapper):
-        if isinstance(env, envs.NoisyFeatures):
-            env.hold(shown_at(step))
-        env = env.env
+    noisy = envs.noisy_features(env)
+    if noisy is not None:
+        noisy.hold(shown_at(step))

@@ -1,6 +1,6 @@
 """Seeds as people write them."""
 
-_BELOW = 2**32 - 1000  # environments seed a few more from there on
+SEEDS_BELOW = 2**32 - 1000  # environments seed a few more from there on
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -10,8 +10,10 @@ def parse_seeds(text: str) -> list[int]:
         raise ValueError(f"`seeds` must be a number of seeds such as 5, or seeds such as 3,7 or 3, — got {text!r}")
     numbers = [int(part) for part in parts]
     if "," in text:
-        if len(set(numbers)) < len(numbers) or max(numbers) >= _BELOW:
-            raise ValueError(f"`seeds` must be different whole numbers below {_BELOW}, got {text!r}; name each once")
+        if len(set(numbers)) < len(numbers) or max(numbers) >= SEEDS_BELOW:
+            raise ValueError(
+                f"`seeds` must be different whole numbers below {SEEDS_BELOW}, got {text!r}; name each once"
+            )
         return numbers
     if not 1 <= numbers[0] <= 10_000:
         raise ValueError(f"`seeds` must be from 1 to 10000 runs, or seeds such as 3,7 or 3, — got {text!r}")

@@ -12,9 +12,13 @@ from envs.noise import Noise
 from runs import algos
 from runs.fixed_totals import fixed_sparsities
 from runs.options import Train
-from runs.values import check_device, check_threads, parse_list, settings_in
+from runs.seeds import SEEDS_BELOW
+from runs.values import check_device, check_threads, parse_list, parse_widths, settings_in
 from sparse_core import PRESETS, Preset
 from sparse_core.distributions import fixes_total
+
+FORMAT = "sparse-agents-run"
+VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -108,16 +112,12 @@ class Settings:
             input_sparsity=inputs,
             initial_topology=options.initial_topology,
         )
-        hidden = parse_list(options.hidden, "hidden", ",".join(map(str, preset.hidden)))
-        if not hidden or not all(isinstance(width, int) and width > 0 for width in hidden):
-            raise ValueError(
-                f"`hidden` must be a comma list of positive widths such as 256,256, got {options.hidden!r}"
-            )
+        hidden = list(preset.hidden) if options.hidden is None else parse_widths(options.hidden, "hidden", "256,256")
         actor, critic = sparse.actor, sparse.critic
         if fixes_total(sparse.distribution):
             noise = _noise(options.noise_features, options.seed, options.permute_features_every)
             actor, critic = fixed_sparsities(
-                options.env, noise, [int(width) for width in hidden], sparse.dense, sparse.distribution, actor, critic,
+                options.env, noise, hidden, sparse.dense, sparse.distribution, actor, critic,
                 algos.find(options.algo).heads,
             )  # fmt: skip
         assert actor is not None
@@ -129,7 +129,7 @@ class Settings:
             actor_sparsity=actor, critic_sparsity=critic, distribution=sparse.distribution,
             dense=list(sparse.dense), init=sparse.init, drop_fraction=sparse.drop_fraction, schedule=sparse.schedule,
             stop=sparse.stop, period=sparse.period, capture_batches=sparse.capture_batches,
-            hidden=[int(width) for width in hidden],
+            hidden=hidden,
             gamma=preset.gamma, tau=preset.tau, policy_delay=preset.policy_delay,
             target_policy_noise=preset.target_policy_noise, target_noise_clip=preset.target_noise_clip,
             **_replay(options, preset),
@@ -148,8 +148,7 @@ class Settings:
     @classmethod
     def from_config(cls, config: dict[str, Any], where: str) -> Settings:
         """The settings in a `config.json`, or a `UserError` for a damaged or foreign one."""
-        form = ("sparse-agents-run", 1)
-        settings = cls(**settings_in(config, where, "sparse-agents run", form, get_type_hints(cls), LATER))
+        settings = cls(**settings_in(config, where, "sparse-agents run", (FORMAT, VERSION), get_type_hints(cls), LATER))
         settings.check()
         return settings
 
@@ -159,7 +158,6 @@ class Settings:
             "steps",
             "batch_size",
             "buffer_size",
-            "threads",
             "eval_every",
             "eval_episodes",
             "checkpoint_every",
@@ -185,8 +183,8 @@ class Settings:
         Noise(self.noise_features, self.seed, self.permute_features_every)
         if self.permute_features_every is not None and not self.noise_features:
             raise ValueError("`permute_features_every` needs noise; give --noise-features, too, as 0.9")
-        if self.seed >= 2**32 - 1000:
-            raise ValueError(f"`seed` must be below {2**32 - 1000}, got {self.seed}")
+        if self.seed >= SEEDS_BELOW:
+            raise ValueError(f"`seed` must be below {SEEDS_BELOW}, got {self.seed}")
         if self.batch_size > self.buffer_size:
             raise ValueError(f"`batch_size` must not exceed `buffer_size`, got {self.batch_size} > {self.buffer_size}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 
@@ -19,14 +19,21 @@ def agent_weights(hidden: Sequence[int], observations: int, actions: int, heads:
 def small_hidden(hidden: Sequence[int], wanted: int, observations: int, actions: int, heads: int = 1) -> list[int]:
     """Hidden widths in the ratio of `hidden` whose dense actor and two critics have most nearly `wanted` weights."""
 
+    def count(widths: Sequence[int]) -> int:
+        actor, critic = agent_weights(widths, observations, actions, heads)
+        return actor + 2 * critic
+
+    return narrowed(hidden, count, wanted)
+
+
+def narrowed(hidden: Sequence[int], count: Callable[[Sequence[int]], int], wanted: float) -> list[int]:
+    """Hidden widths in the ratio of `hidden` with most nearly `wanted` weights; `count` counts them."""
+
     def scaled(widest: int) -> list[int]:
         return [max(1, round(width * widest / max(hidden))) for width in hidden]
 
-    def count(widest: int) -> int:
-        actor, critic = agent_weights(scaled(widest), observations, actions, heads)
-        return actor + 2 * critic
-
     widest = 1
-    while count(widest + 1) <= wanted:
+    while count(scaled(widest + 1)) <= wanted:
         widest += 1
-    return scaled(widest if wanted - count(widest) <= count(widest + 1) - wanted else widest + 1)
+    below, above = scaled(widest), scaled(widest + 1)
+    return below if wanted - count(below) <= count(above) - wanted else above

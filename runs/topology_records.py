@@ -20,15 +20,11 @@ ROWS = 512  # transitions on which neurons are looked at
 DORMANT = 0.1  # of the mean activity of a layer
 
 
-def explored_at_first(model: SparseAgent) -> dict[str, Tensor]:
+def positions_now(model: SparseAgent) -> dict[str, Tensor]:
     """Per sparse layer, flat positions that multiply now, ascending; nothing where none ever move."""
     if not model.sparse_options.moves:
         return {}
-    return {
-        f"{owner}.{name}": layer.active_topology.positions
-        for owner, network in (("critic", model.critic), ("actor", model.actor))
-        for name, layer in sparse_layers(network).items()
-    }
+    return {name: layer.active_topology.positions for name, layer in model.policy.layers.items()}
 
 
 def mask_changes(model: SparseAgent, before: dict[str, Tensor]) -> Rewirings:

@@ -22,14 +22,14 @@ from runs.files import write_json, writing
 from runs.given_topology import write_topologies
 from runs.loading import last_topologies, read_config, rebuild
 from runs.lock import RunLock
-from runs.machine import command, commit, machine, versions
+from runs.machine import machine, provenance, versions
 from runs.metrics import DIVERGED, MetricsFile
 from runs.options import Resume, Train
 from runs.progress import TrainingBar
 from runs.recorder import Interrupted, Journal, Recorder
 from runs.results import result, total_sparsity
 from runs.scoring import EVALUATION_SEED, FRESH_SEED, Score, Scorer
-from runs.settings import Settings
+from runs.settings import FORMAT, VERSION, Settings
 from runs.snapshot import pack, unpack
 from runs.tensorboard import tensorboard_logger
 from runs.values import check_device
@@ -89,15 +89,11 @@ def default_directory(settings: Settings) -> Path:
 def config(settings: Settings, backends: dict[str, str]) -> dict[str, Any]:
     """What `config.json` holds: settings, and with what and where they were run."""
     return {
-        "format": "sparse-agents-run",
-        "version": 1,
+        "format": FORMAT,
+        "version": VERSION,
         "settings": settings.as_dict(),
         "backends": backends,  # what multiplies is settled once: a resumed run must add up in the same order
-        "versions": versions(),
-        "commit": commit(),
-        "machine": machine(),
-        "command": command(),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        **provenance(),
     }
 
 

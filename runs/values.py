@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from types import MappingProxyType, UnionType
 from typing import Any, get_args, get_origin
@@ -14,12 +15,15 @@ MOST_THREADS = 1024  # OpenMP ends the process where the system has no more
 
 
 def of_kind(value: Any, kind: Any) -> bool:
-    """Whether a value from JSON is of the type a setting has."""
+    """Whether a value from JSON is of a type; keys and values of an object are not looked at."""
     if get_origin(kind) is UnionType:
         return any(of_kind(value, one) for one in get_args(kind))
     if get_origin(kind) is list:
-        item_kinds = get_args(get_args(kind)[0]) or get_args(kind)
-        return isinstance(value, list) and all(any(of_kind(item, one) for one in item_kinds) for item in value)
+        return isinstance(value, list) and all(of_kind(item, get_args(kind)[0]) for item in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict)
+    if kind is bool:
+        return isinstance(value, bool)
     return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
 
 
@@ -69,6 +73,30 @@ def parse_list(text: str | None, name: str, default: str) -> tuple[str | int, ..
     if not all(items):
         raise ValueError(f"`{name}` must be a comma list without gaps, got {text!r}")
     return tuple(int(item) if item.lstrip("-").isdigit() else item for item in items)
+
+
+def names_in(text: str, what: str) -> list[str]:
+    """A comma list without gaps or repetitions."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise ValueError(f"`{what}` must be a comma list of different names, got {text!r}")
+    return names
+
+
+def words(arm: str) -> list[str]:
+    """The name of an --arm and its flags."""
+    try:
+        return shlex.split(arm) or [""]
+    except ValueError as error:
+        raise ValueError(f"`arm` must be a name and flags, got {arm!r}: {str(error).lower()}") from error
+
+
+def parse_widths(text: str, name: str, example: str, least: int = 1) -> list[int]:
+    """A comma list of at least so many positive widths."""
+    widths = parse_list(text, name, "")
+    if len(widths) < least or not all(isinstance(width, int) and width > 0 for width in widths):
+        raise ValueError(f"`{name}` must be a comma list of positive widths such as {example}, got {text!r}")
+    return [int(width) for width in widths]
 
 
 def check_device(wanted: str) -> str:

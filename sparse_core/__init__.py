@@ -29,13 +29,14 @@ from sparse_core.layers import SparseLinear, sparse_layers
 from sparse_core.maskings import MASKINGS, Masking, masking
 from sparse_core.mlp import SparseMLP
 from sparse_core.optimizer_state import carry_state
+from sparse_core.planning import Plan, plan
 from sparse_core.presets import PRESETS, Preset
 from sparse_core.redistribution import REDISTRIBUTIONS, redistribution
 from sparse_core.registry import Registry
 from sparse_core.schedules import SCHEDULES, Every
 from sparse_core.small_world import SmallWorld, small_world
 from sparse_core.sparsifier import Sparsifier
-from sparse_core.sparsify import Plan, plan, sparsify
+from sparse_core.sparsify import sparsify
 from sparse_core.steps import STEP_RULES, StepRule
 from sparse_core.topology import Rewiring, Topology
 from sparse_core.topology_measures import (

@@ -22,17 +22,8 @@ class Birth(NamedTuple):
     needs_capture: bool = False
 
 
-BIRTHS: Rules[Birth] = Rules("birth")
-
-
-def birth(name: str, *, needs_capture: bool = False) -> Callable[[Values], Values]:
-    """Decorator: the function is the birth `name` from now on; its keyword-only arguments are options."""
-
-    def register(values: Values) -> Values:
-        BIRTHS.add(name, Birth(values, needs_capture))
-        return values
-
-    return register
+BIRTHS: Rules[Birth] = Rules("birth", Birth)
+birth = BIRTHS.rule
 
 
 @birth("zero")

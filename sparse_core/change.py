@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparse_core.choosing import HARD, Choosing
-from sparse_core.draws import among, largest
+from sparse_core.draws import among, largest, whole
 from sparse_core.drop import DropRule
 from sparse_core.grow import GrowRule
 from sparse_core.redistribution import REDISTRIBUTIONS, apportion
@@ -64,7 +64,7 @@ class Method:
             pruned = {name: torch.cat([pruned[name], lost[name]]).unique() for name in views}
         free = {name: view if self.regrow == "no" else view.freed(pruned[name]) for name, view in views.items()}
         left = {name: view.without(pruned[name]) for name, view in free.items()}
-        counts = {name: int(fraction * view.count + 1e-9) for name, view in left.items()}
+        counts = {name: whole(fraction * view.count) for name, view in left.items()}
         wider = _missing(left, target)
         if self.drop is not None and not self._by_layer:
             chosen = self._exchange_network(left, counts)
@@ -260,7 +260,10 @@ def _check_all(name: str, found: Mapping[str, Tensor], views: Views, count: int 
 def _check(rule: str, chosen: Tensor, count: int, limit: int) -> None:
     fits = chosen.shape == (count,) and bool((chosen.diff() > 0).all())
     if not fits or (count and not 0 <= int(chosen[0]) <= int(chosen[-1]) < limit):
-        raise RuntimeError(f"rule {rule!r} must return {count} distinct indices in ascending order within [0, {limit})")
+        raise RuntimeError(
+            f"rule {rule!r} must return {count} distinct indices in ascending order within [0, {limit}), "
+            f"got {tuple(chosen.shape)}: {chosen.tolist()[:5]}…"
+        )
 
 
 def _check_grown(rule: str, grown: Tensor, count: int, view: LayerView) -> None:

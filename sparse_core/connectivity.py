@@ -104,7 +104,9 @@ class Connectivity(nn.Module):
         In place where the count stays; otherwise `values` takes the new length under the same Parameter.
         """
         if self.masking is not None:
-            raise ValueError("a masked layer keeps every connection: none of them can move")
+            raise ValueError(
+                "a masked layer keeps every connection: none can move; make it sparse with `to_sparse` first"
+            )
         if rewiring.shape != self.shape or not torch.equal(rewiring.before, self.positions.cpu()):
             raise ValueError("this change was made for another topology; make a new one from the layer as it is")
         values = rewiring.carry(self.values, fill)

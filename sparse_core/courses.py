@@ -122,7 +122,6 @@ class Budget:
         ]
         self._shapes += dense_shapes
         self._dense = range(len(layers), len(self._shapes))
-        self._most = sum(layer.cells for layer in layers.values())
 
     def of_layers(self, sparsity: float) -> dict[str, int]:
         """Movable connections of each layer, shared out by the distribution."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sparse_core.registry import Rules
 
@@ -27,17 +27,8 @@ class DistributionRule(NamedTuple):
     fixed: bool = False
 
 
-DISTRIBUTIONS: Rules[DistributionRule] = Rules("distribution")
-
-
-def distribution(name: str, *, fixed: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a distribution under `name`; its keyword-only arguments are options."""
-
-    def add(choose: Callable[..., Any]) -> Callable[..., Any]:
-        DISTRIBUTIONS.add(name, DistributionRule(choose, fixed))
-        return choose
-
-    return add
+DISTRIBUTIONS: Rules[DistributionRule] = Rules("distribution", DistributionRule)
+distribution = DISTRIBUTIONS.rule
 
 
 @distribution("uniform")

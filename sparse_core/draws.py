@@ -23,6 +23,11 @@ def generators(seed: int | None, *names: str) -> dict[str, torch.Generator]:
     return streams
 
 
+def whole(amount: float) -> int:
+    """Rounded down; what lies below a whole number by no more than a rounding error is that number."""
+    return int(amount + 1e-9)
+
+
 def sample_distinct(population: int, count: int, generator: torch.Generator) -> Tensor:
     """`count` distinct integers of 0 … population-1, uniform over all such sets, ascending (int64).
 

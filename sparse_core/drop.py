@@ -12,14 +12,12 @@ from sparse_core.draws import sample_distinct
 from sparse_core.registry import Rules
 from sparse_core.view import LayerView
 
-Choice = Callable[..., Tensor]
-"""(view, count, **options) -> indices of `count` connections."""
-
 
 class DropRule(NamedTuple):
     """A drop rule, what it needs, and what it decides besides which connections go."""
 
     choose: Callable[..., Any]
+    """(view, count, **options) -> indices of `count` movable connections."""
     needs_importance: bool = False
     needs_capture: bool = False
     network: bool = False
@@ -32,27 +30,8 @@ class DropRule(NamedTuple):
     """It wants `view.flow_shares`, and so a closure that works out the loss anew."""
 
 
-DROP_RULES: Rules[DropRule] = Rules("drop rule")
-
-
-def drop_rule(
-    name: str,
-    *,
-    needs_importance: bool = False,
-    needs_capture: bool = False,
-    network: bool = False,
-    own_count: bool = False,
-    plans: bool = False,
-    needs_closure: bool = False,
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator: the function is the drop rule `name` from now on; its keyword-only arguments are options."""
-
-    def register(choose: Callable[..., Any]) -> Callable[..., Any]:
-        rule = DropRule(choose, needs_importance, needs_capture, network, own_count, plans, needs_closure)
-        DROP_RULES.add(name, rule)
-        return choose
-
-    return register
+DROP_RULES: Rules[DropRule] = Rules("drop rule", DropRule)
+drop_rule = DROP_RULES.rule
 
 
 @drop_rule("magnitude")

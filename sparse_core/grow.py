@@ -19,40 +19,21 @@ Observer = Callable[[dict[str, Tensor], Capture, tuple[int, int]], None]
 
 
 class GrowRule(NamedTuple):
-    """A grow rule, whether it needs captured batches or importance, and whether it grows what was just dropped."""
+    """A grow rule, and what it needs."""
 
     choose: Choice
     needs_capture: bool = False
     needs_importance: bool = False
     in_place: bool = False
+    """It grows what was just dropped, and so wants `regrow="fresh"`."""
     dense_gradient: bool = False
     """It looks at the dense gradient of every layer, 2·B·N operations a change."""
     observe: Observer | None = None
     """What it does with every step's captured batch: (the layer's memory, capture, shape) -> None."""
 
 
-GROW_RULES: Rules[GrowRule] = Rules("grow rule")
-
-
-def grow_rule(
-    name: str,
-    *,
-    needs_capture: bool = False,
-    needs_importance: bool = False,
-    in_place: bool = False,
-    dense_gradient: bool = False,
-    observe: Observer | None = None,
-) -> Callable[[Choice], Choice]:
-    """Decorator: the function is the grow rule `name` from now on; its keyword-only arguments are the rule's options.
-
-    One that is `in_place` wants `regrow="fresh"`.
-    """
-
-    def register(choose: Choice) -> Choice:
-        GROW_RULES.add(name, GrowRule(choose, needs_capture, needs_importance, in_place, dense_gradient, observe))
-        return choose
-
-    return register
+GROW_RULES: Rules[GrowRule] = Rules("grow rule", GrowRule)
+grow_rule = GROW_RULES.rule
 
 
 @grow_rule("random")

@@ -26,17 +26,8 @@ class InitialTopology(NamedTuple):
     """It wants the data that the network will see, so it cannot be given by its name alone."""
 
 
-INITIAL_TOPOLOGIES: Rules[InitialTopology] = Rules("initial topology")
-
-
-def initial_topology(name: str, *, reads_inputs: bool = False) -> Callable[[Placing], Placing]:
-    """Register a placing under `name`; its keyword-only arguments are options. It is not asked for full layers."""
-
-    def add(choose: Placing) -> Placing:
-        INITIAL_TOPOLOGIES.add(name, InitialTopology(choose, reads_inputs))
-        return choose
-
-    return add
+INITIAL_TOPOLOGIES: Rules[InitialTopology] = Rules("initial topology", InitialTopology)
+initial_topology = INITIAL_TOPOLOGIES.rule
 
 
 def placing(initial: str | Placing) -> Placing:

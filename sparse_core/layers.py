@@ -36,7 +36,7 @@ class SparseLinear(Connectivity):
     """
 
     settled_for: int | None = None
-    """How many connections it had when its backend was chosen by measurement; None if somebody named it."""
+    """How many weights it had when its backend was chosen by measurement; None if somebody named it."""
     _capture: Capture | None = None
 
     def __init__(

@@ -85,7 +85,7 @@ def _rewind(
     model: nn.Module, layers: dict[str, SparseLinear], state: dict[str, Tensor], places: dict[str, Tensor]
 ) -> None:
     """Give everything its first value: of sparse layers, what is left of it."""
-    own = {f"{name}.{part}".removeprefix("."): layer for name, layer in layers.items() for part in _INDICES}
+    own = {f"{name}.{part}".removeprefix(".") for name in layers for part in _INDICES}
     for name, tensor in model.state_dict().items():
         if name not in own:
             tensor.copy_(state[name])

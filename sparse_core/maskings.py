@@ -96,17 +96,8 @@ class MaskingRule(NamedTuple):
     """Whether it multiplies exactly as many weights as the sparsity asks for."""
 
 
-MASKINGS: Rules[MaskingRule] = Rules("masking")
-
-
-def masking(name: str, **traits: Any) -> Callable[[type[Masking]], type[Masking]]:
-    """Decorator: register a `Masking`; keyword-only arguments are its options, `traits` fields of `MaskingRule`."""
-
-    def add(kind: type[Masking]) -> type[Masking]:
-        MASKINGS.add(name, MaskingRule(kind, **traits))
-        return kind
-
-    return add
+MASKINGS: Rules[MaskingRule] = Rules("masking", MaskingRule)
+masking = MASKINGS.rule
 
 
 def check_masks(layers: Mapping[str, Any], rule: MaskingRule | None) -> None:

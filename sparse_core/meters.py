@@ -214,7 +214,7 @@ def _flops(model: nn.Module, sample: Tensor | None, weights: Weights) -> dict[st
     executed = {
         name: given.get(name, each.nnz) if each.stored is None else each.stored for name, each in counts.items()
     }
-    return {name: round(2 * weights * asked[name].applications) for name, weights in executed.items()}
+    return {name: round(2 * count * asked[name].applications) for name, count in executed.items()}
 
 
 def growth_flops(model: nn.Module, batch: int, sample: Tensor | None = None, dense: bool = True) -> int:

@@ -100,7 +100,6 @@ def _check_course(method: Preset, total_steps: int | None, sparsity: float | Non
     if (method.prune is None) != (method.course is None):
         raise ValueError(f"give both `prune` and `course`, or neither; got {method.prune!r} and {method.course!r}")
     if method.course is not None:
-        COURSES[method.course]
         check_shares(method.distribution)
         if sparsity is None:
             raise ValueError(

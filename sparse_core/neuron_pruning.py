@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_core.activity import readers
-from sparse_core.draws import among, largest
+from sparse_core.draws import among, largest, whole
 from sparse_core.layers import SparseLinear
 from sparse_core.view import Constraint, LayerView
 
@@ -52,7 +52,7 @@ class NeuronPruning:
         found = dict(self.gone)
         for name in self.readers:
             size = layers[name].shape[0]
-            count = min(int(share * size + 1e-9), size - 1) - len(found.get(name, NONE))
+            count = min(whole(share * size), size - 1) - len(found.get(name, NONE))
             if count > 0:
                 free = self._free(name, layers, constraints.get(name, Constraint()))
                 weakest = free[largest(-_importance(layers[name])[free], min(count, len(free)))]

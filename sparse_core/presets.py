@@ -18,7 +18,7 @@ _OPTIONAL_NUMBERS = ("drop_temperature", "final_drop_temperature", "grow_tempera
 
 @dataclass(frozen=True)
 class Preset:
-    """A method's choices; `drop=None` and `prune=None` mean that the topology never changes.
+    """A method's choices; without `drop`, `prune`, `masking` and `pruned_neurons` nothing ever changes place.
 
     Every choice, and every option of the method's rules, can be given with the name:
     `PRESETS["rigl:grow_mix=0.3:drop_fraction=0.2"]`; not `summary`, `dense`, `given`, `options`, `own_period`,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Registry(Mapping[str, T], Generic[T]):
+class Registry(Mapping[str, T]):
     """A table of named parts; an unknown name raises a `ValueError` that says what it may have meant."""
 
     def __init__(self, kind: str) -> None:
@@ -49,7 +50,23 @@ class Registry(Mapping[str, T], Generic[T]):
 
 
 class Rules(Registry[T]):
-    """A registry of rules with a `choose` whose keyword-only arguments are options: `"name:option=value:…"`."""
+    """A registry of rules with a `choose` whose keyword-only arguments are options: `"name:option=value:…"`.
+
+    `make(choose, **traits)` is a rule: a named tuple that says what there is to know of a function.
+    """
+
+    def __init__(self, kind: str, make: Callable[..., T]) -> None:
+        super().__init__(kind)
+        self._make = make
+
+    def rule(self, name: str, **traits: Any) -> Callable[[F], F]:
+        """Decorator: the function is the rule `name` from now on; `traits` are further fields of a rule."""
+
+        def add(choose: F) -> F:
+            self.add(name, self._make(choose, **traits))
+            return choose
+
+        return add
 
     def __getitem__(self, name: str) -> T:
         plain, options = with_options(name)
@@ -106,7 +123,7 @@ def like(default: Any, value: Any, what: str) -> Any:
     return value
 
 
-def hint(name: object, known: Mapping[str, Any]) -> str:
+def hint(name: object, known: Collection[str]) -> str:
     """What a name that is not known may have meant, and what there is."""
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""

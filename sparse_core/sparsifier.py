@@ -20,7 +20,7 @@ from sparse_core.change import Method
 from sparse_core.choosing import Choosing
 from sparse_core.courses import course_of_counts
 from sparse_core.curvature import Closure, flow_shares
-from sparse_core.draws import generators
+from sparse_core.draws import generators, whole
 from sparse_core.drop import DROP_RULES, DropRule
 from sparse_core.grow import GROW_RULES
 from sparse_core.importance import PathImportance
@@ -118,7 +118,7 @@ class Sparsifier:
         births = [self.birth] if isinstance(self.birth, Birth) else []
         self.needs_capture = any(rule.needs_capture for rule in [*rules, *births]) or method.redistribute == "gradient"
         self._wants_closure = any(isinstance(rule, DropRule) and rule.needs_closure for rule in rules)
-        last = period if method.once else None if total_steps is None else int(stop * total_steps + 1e-9)
+        last = period if method.once else None if total_steps is None else whole(stop * total_steps)
         self.fraction = SCHEDULES[schedule](drop_fraction, last or 0)
         self.every = Every(period, last)
         self._last_change = 0 if last is None else last // period * period
@@ -141,7 +141,7 @@ class Sparsifier:
             warm_up(optimizer, method.warmup)
         if not method.ages:
             share_age(optimizer)
-        if importance is None and any(rule.needs_importance for rule in rules if not isinstance(rule, Birth)):
+        if importance is None and any(rule.needs_importance for rule in rules):
             importance = PathImportance(self.layers)
         self.importance = importance
         self._attach()
@@ -275,8 +275,10 @@ class Sparsifier:
         Raises:
             ValueError: for a share out of range, or with maskings, whose layers keep their weights.
         """
-        if not 0 <= share < 1 or self.masks is not None:
-            raise ValueError(f"`share` must be in [0, 1), and layers without masking, got {share!r}")
+        if not 0 <= share < 1:
+            raise ValueError(f"`share` must be in [0, 1), got {share!r}")
+        if self.masks is not None:
+            raise ValueError("masked layers keep all their weights; make them sparse with `to_sparse` first")
         neurons = self.neurons.more(self.layers, self.constraints, share)
         views = {name: self._view(name, layer, self._memory[name], neurons) for name, layer in self.layers.items()}
         rewirings = Method(None, None).change(views, 0.0, lost=neurons.lost(views))
@@ -355,7 +357,9 @@ class Sparsifier:
             activity=self._activities[name],
         )  # fmt: skip
         if not bool(torch.isfinite(view.values).all()):
-            raise FloatingPointError(f"layer {name!r} has values that are not finite: training has diverged")
+            raise FloatingPointError(
+                f"layer {name!r} has values that are not finite: training has diverged; lower the learning rate"
+            )
         return view
 
     def _births(self, view: LayerView, rewiring: Rewiring) -> Tensor | None:
@@ -377,7 +381,11 @@ class Sparsifier:
                 new = (rewiring.source < 0).nonzero().squeeze(1).to(each.values.device)
                 with torch.no_grad():
                     each.values[new] = births.to(each.values)
-        carry_state(self.optimizer, layer.values, rewiring)
+        self._carry(name, rewiring)
+
+    def _carry(self, name: str, rewiring: Rewiring) -> None:
+        """Let optimizer state and marks follow a change."""
+        carry_state(self.optimizer, self.layers[name].values, rewiring)
         self._marks[name] = {key: rewiring.carry(mark) for key, mark in self._marks[name].items()}
 
     def freeze(self, name: str, positions: Tensor | None = None, biases: Tensor | None = None) -> None:
@@ -385,8 +393,7 @@ class Sparsifier:
         layer = self.layers[name]
         movable_biases = 0 if layer.bias is None else layer.bias.numel()
         rewiring, kept = layer.freeze(positions, biases)
-        carry_state(self.optimizer, layer.values, rewiring)
-        self._marks[name] = {key: rewiring.carry(mark) for key, mark in self._marks[name].items()}
+        self._carry(name, rewiring)
         if self.importance is not None:
             self.importance.frozen(name, rewiring)
         if layer.bias is not None and kept.numel() < movable_biases:

@@ -11,6 +11,7 @@ from typing import Any
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents import SparseAgent
+from sparse_core.registry import hint
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,6 @@ def find(name: str) -> Algo:
     """The algorithm of this name; a `ValueError` for another than the files here."""
     known = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
     if name not in known:
-        raise ValueError(f"no algorithm called {name!r}; known: {', '.join(known)}")
+        raise ValueError(f"no algorithm called {name!r}; {hint(name, known)}")
     found: Algo = import_module(f"runs.algos.{name}").ALGO
     return found

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from continual.evaluation import Samples, accuracy_rows
-from continual.learner import Costs
+from continual.learner import Costs, is_joint, knows_classes
 from continual.scenario import ContinualBenchmark
 from runs.failure import UserError
 from runs.files import read_json, write_json
+from runs.values import of_kind
 
 Rows = list[list[float]]
 CLASS_IL, TASK_IL = "class_il", "task_il"
@@ -46,7 +47,7 @@ class Record:
         kinds = get_type_hints(cls)
         if not isinstance(written, dict) or set(written) != set(kinds):
             raise ValueError(f"a record holds {', '.join(kinds)}")
-        wrong = [name for name, kind in kinds.items() if not _fits(written[name], kind)]
+        wrong = [name for name, kind in kinds.items() if not of_kind(written[name], kind)]
         if wrong:
             raise ValueError(f"{', '.join(wrong)} of the wrong kind")
         return cls(**written)
@@ -54,18 +55,6 @@ class Record:
     def as_dict(self) -> dict[str, Any]:
         """What JSON can hold."""
         return asdict(self)
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    if kind is bool:
-        return isinstance(value, bool)
-    if get_origin(kind) is list:
-        return isinstance(value, list) and all(_fits(item, get_args(kind)[0]) for item in value)
-    if get_origin(kind) is dict:
-        return isinstance(value, dict)
-    if get_args(kind):
-        return any(_fits(value, one) for one in get_args(kind))
-    return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
 
 
 def read_record(path: Path, seed: int) -> Record | None:
@@ -101,12 +90,12 @@ class Examiner:
 
     def begin(self, learner: Any, record: Record) -> None:
         """Examine a learner that has learned nothing, where that says something."""
-        if self.benchmark.scenario == "domain-il" and _knows_classes(learner) and not _is_joint(learner):
+        if self.benchmark.scenario == "domain-il" and knows_classes(learner) and not is_joint(learner):
             record.initial, _ = accuracy_rows(learner, self.test)
 
     def examine(self, learner: Any, record: Record) -> None:
         """Add a row on every task's data to each matrix, and what the learner holds."""
-        knows = _knows_classes(learner)
+        knows = knows_classes(learner)
         sets: list[tuple[Sequence[Samples] | None, Rows, Rows]] = [
             (self.test, record.class_il, record.task_il),
             (self.validation, record.validation_class_il, record.validation_task_il),
@@ -118,14 +107,6 @@ class Examiner:
                 if knows:
                     class_rows.append(without)
         record.costs.append(_costs(learner.costs()))
-
-
-def _knows_classes(learner: Any) -> bool:
-    return "class-il" in getattr(learner, "scenarios", ("class-il", "task-il"))
-
-
-def _is_joint(learner: Any) -> bool:
-    return bool(getattr(learner, "joint", False))
 
 
 def _costs(costs: Costs) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from continual import metrics
-from continual.metrics import summarise
+from continual.learner import is_joint, knows_classes
 from continual.scenario import ContinualBenchmark
 from runs.continual.records import CLASS_IL, TASK_IL, Record, Rows
 from runs.continual.settings import Settings
+from runs.continual.summaries import summarise
 from runs.failure import UserError
 from runs.files import read_json
 
@@ -31,10 +32,9 @@ class Facts:
     @classmethod
     def of(cls, learner: Any) -> Facts:
         """Of a learner as it was built: strict ones are for tasks that are known, unless they say otherwise."""
-        knows_classes = "class-il" in getattr(learner, "scenarios", ("class-il", "task-il"))
         strict = bool(getattr(learner, "strict", False))
-        usual = "task-il" if strict or not knows_classes else "class-il"
-        return cls(getattr(learner, "made_for", usual), bool(getattr(learner, "joint", False)))
+        usual = "task-il" if strict or not knows_classes(learner) else "class-il"
+        return cls(getattr(learner, "made_for", usual), is_joint(learner))
 
 
 def result(

@@ -6,7 +6,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from runs.continual.tables import seed_names
 from runs.directories import refuse_existing, stop_signals, warn_of_changes
 from runs.files import write_json, writing
 from runs.lock import RunLock
-from runs.machine import PACKAGES, command, commit, machine, versions
+from runs.machine import PACKAGES, provenance, versions
 from runs.options import Continual, Resume
 from runs.values import check_device
 
@@ -56,7 +55,7 @@ def resume_continual(options: Resume, written: dict[str, Any]) -> int:
         return 0
     check_device(settings.device)
     with RunLock(directory):
-        warn_of_changes(written, _versions())
+        warn_of_changes(written, versions(_packages()))
         with getting_ready(settings):
             from runs.continual.whole import Run
 
@@ -93,13 +92,9 @@ def _config(settings: Settings) -> dict[str, Any]:
         "format": FORMAT,
         "version": VERSION,
         "settings": settings.as_dict(),
-        "versions": _versions(),
-        "commit": commit(),
-        "machine": machine(),
-        "command": command(),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        **provenance(_packages()),
     }
 
 
-def _versions() -> dict[str, str]:
-    return versions([name for name in (*PACKAGES, *_ALSO) if name not in _UNUSED])
+def _packages() -> list[str]:
+    return [name for name in (*PACKAGES, *_ALSO) if name not in _UNUSED]

@@ -10,7 +10,7 @@ from avalanche.training.plugins import SupervisedPlugin
 
 from continual.baselines import silent_evaluator
 from continual.catalogue import build_strategy
-from continual.learner import Setup
+from continual.learner import Setup, epochs_of, is_joint
 from continual.scenario import ContinualBenchmark
 from runs.checkpoints import Checkpoint, CheckpointStore
 from runs.continual.progress import View
@@ -80,9 +80,9 @@ class SeedRun:
         """Train what is left of the seed; raises `Stopped` where it is told to."""
         ends = _EpochEnds()
         self.learner = build_learner(self.settings, self.benchmark, self.seed, (ends,))
-        self.joint = bool(getattr(self.learner, "joint", False))
+        self.joint = is_joint(self.learner)
         self.resumable = is_resumable(self.learner)
-        self.epochs = int(getattr(self.learner, "train_epochs", 1))
+        self.epochs = epochs_of(self.learner)
         self.parts = 1 if self.joint else len(self.benchmark.task_classes)
         self.epoch, self.record = 0, Record(self.seed)
         with writing(self.folder, self._then):

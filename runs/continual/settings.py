@@ -13,7 +13,7 @@ from continual.ledger import POLICIES
 from continual.normalisation import NORMS
 from runs.options import Continual
 from runs.seeds import parse_seeds
-from runs.values import check_device, check_threads, parse_list, settings_in
+from runs.values import check_device, check_threads, parse_widths, settings_in
 from sparse_core import BACKENDS
 from sparse_core.crossover import AUTO
 from sparse_core.initial_topologies import placing
@@ -58,8 +58,9 @@ class Settings:
         device = check_device(options.device)
         settings = cls(
             strategy=options.strategy, benchmark=options.benchmark, seeds=parse_seeds(options.seeds),
-            tasks=options.tasks, class_order=options.class_order, hidden=_widths(options.hidden, "hidden", "400,400"),
-            channels=_widths(options.channels, "channels", "32,64"), norm=options.norm,
+            tasks=options.tasks, class_order=options.class_order,
+            hidden=parse_widths(options.hidden, "hidden", "400,400"),
+            channels=parse_widths(options.channels, "channels", "32,64", least=0), norm=options.norm,
             data_root=_absolute(options.data_root), joint=_absolute(options.joint),
             device=device, threads=options.threads,
             backend=options.backend or ("csr" if device == "cpu" else "gemm"),
@@ -138,13 +139,6 @@ LATER: dict[str, Any] = {"initial_topology": None}
 def default_directory(settings: Settings) -> Path:
     """results/continual/BENCHMARK/STRATEGY."""
     return Path("results") / "continual" / settings.benchmark / settings.strategy
-
-
-def _widths(text: str, name: str, example: str) -> list[int]:
-    widths = parse_list(text, name, "")
-    if not all(isinstance(width, int) and width > 0 for width in widths) or (name == "hidden" and not widths):
-        raise ValueError(f"`{name}` must be a comma list of positive widths such as {example}, got {text!r}")
-    return [int(width) for width in widths]
 
 
 def _absolute(path: Path | None) -> str | None:

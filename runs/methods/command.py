@@ -24,6 +24,7 @@ from runs.methods.options import Methods
 from runs.methods.table import Row, as_markdown, rows_of
 from runs.methods.training import SMALL_DENSE, Task, Training, train
 from runs.seeds import parse_seeds
+from runs.values import parse_widths
 from sparse_core import PRESETS
 from sparse_core.distributions import check_sparsity
 from sparse_core.initial_topologies import placing
@@ -73,12 +74,7 @@ def methods(options: Methods) -> int:
 
 
 def _training(options: Methods) -> Training:
-    try:
-        hidden = tuple(int(width) for width in options.hidden.split(","))
-    except ValueError:
-        hidden = ()
-    if not hidden or min(hidden) < 1:
-        raise ValueError(f"`hidden` must be widths such as 400,400, got {options.hidden!r}")
+    hidden = tuple(parse_widths(options.hidden, "hidden", "400,400"))
     for name in ("epochs", "batch_size", "threads"):
         if getattr(options, name) < 1:
             raise ValueError(f"`{name}` must be at least 1, got {getattr(options, name)}")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runs.methods.watching import Watch
-from runs.small_dense import weights_of
+from runs.small_dense import narrowed, weights_of
 from sparse_core import PRESETS, Adam, Correlated, SparseMLP, Sparsifier, generators, meters, settle, sparse_layers
 
 SMALL_DENSE = "small-dense"
@@ -98,7 +98,7 @@ def _network(task: Task, training: Training, topology: str, sparsity: float, dra
         wanted = (1 - sparsity) * weights_of(sizes)
         sizes = [
             features,
-            *_narrow(training.hidden, lambda hidden: weights_of([features, *hidden, task.classes]), wanted),
+            *narrowed(training.hidden, lambda hidden: weights_of([features, *hidden, task.classes]), wanted),
             task.classes,
         ]
     if topology in (SMALL_DENSE, "dense"):
@@ -108,12 +108,6 @@ def _network(task: Task, training: Training, topology: str, sparsity: float, dra
         sizes, sparsity=sparsity, topology=topology, dense=(), initial_topology=initial, backend="auto",
         generator=draws,
     )  # fmt: skip
-
-
-def _narrow(hidden: tuple[int, ...], count: Callable[[list[int]], int], wanted: float) -> list[int]:
-    """Hidden widths in the ratio of `hidden` with most nearly `wanted` weights."""
-    widths = [[max(1, round(width * widest / max(hidden))) for width in hidden] for widest in range(1, max(hidden) + 1)]
-    return min(widths, key=lambda chosen: abs(count(chosen) - wanted))
 
 
 def _period(topology: str, steps: int) -> dict[str, int]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from runs.report.courses import Course, mean_course
 from runs.report.drawing import Palette, figure, name_arms, plain, short_numbers
 from runs.report.loading import Evidence, Run
 from runs.report.statistics import Array
@@ -14,18 +15,9 @@ from runs.report.statistics import Array
 _NETWORKS = ("actor", "critic")
 
 
-def real_share(runs: Sequence[Run], network: str) -> tuple[Array, Array] | None:
+def real_share(runs: Sequence[Run], network: str) -> Course | None:
     """Steps of the evaluations, and the share of connections on real features averaged over runs."""
-    found = [
-        [(step, each[network][0]) for step, each in run.result.get("input_course") or [] if network in each]
-        for run in runs
-    ]
-    found = [each for each in found if each]
-    if not found:
-        return None
-    shortest = min(len(each) for each in found)
-    values = np.array([each[:shortest] for each in found], np.float64)
-    return values[0, :, 0], values[:, :, 1].mean(axis=0)
+    return mean_course(runs, "input_course", lambda row: row[1][network][0] if network in row[1] else None)
 
 
 def kept(runs: Sequence[Run], network: str) -> tuple[Array, Array] | None:

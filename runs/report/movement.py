@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from runs.report import page
+from runs.report.courses import Course, mean_course
 from runs.report.drawing import Palette, figure, name_arms, plain, short_numbers
 from runs.report.loading import Evidence, Run
-from runs.report.statistics import Array
 from runs.report.tables import as_csv
 
 MEANING = (
@@ -22,12 +22,11 @@ MEANING = (
 )
 _NETWORKS = {"actor": "actor", "critic": "critics"}
 _WORLD = ("sigma", "clustering", "path_length", "random_clustering", "random_path_length")
-Course = tuple[Array, Array]
 
 
 def distance(runs: Sequence[Run], column: int, network: str) -> Course | None:
     """Steps of the evaluations, and the distance from the start (1) or from the last one (2) averaged over runs."""
-    return _mean(runs, "topology_distance", lambda row: _average(_of(row[column], network)))
+    return mean_course(runs, "topology_distance", lambda row: _average(_of(row[column], network)))
 
 
 def gradient_flow(runs: Sequence[Run], network: str) -> Course | None:
@@ -38,18 +37,7 @@ def gradient_flow(runs: Sequence[Run], network: str) -> Course | None:
         networks = {".".join(name.split(".")[:2]) for name in flows} if network == "critic" else {network}
         return float(sum(_number(value) for value in flows.values())) / max(len(networks), 1) if flows else np.nan
 
-    return _mean(runs, "gradient_flow", total)
-
-
-def _mean(runs: Sequence[Run], field: str, value: Callable[[Sequence[Any]], float]) -> Course | None:
-    """A number of each evaluation averaged over the runs that have it, as far as all of those go."""
-    found = [[(row[0], value(row)) for row in run.result.get(field) or []] for run in runs]
-    found = [each for each in found if each and not np.isnan([number for _, number in each]).all()]
-    if not found:
-        return None
-    shortest = min(len(each) for each in found)
-    values = np.array([each[:shortest] for each in found], np.float64)
-    return values[0, :, 0], values[:, :, 1].mean(axis=0)
+    return mean_course(runs, "gradient_flow", total)
 
 
 def _of_layer(name: str, row: Sequence[Any]) -> float:
@@ -140,7 +128,9 @@ def movement_rows(evidence: Evidence, group: str) -> Iterator[list[object]]:
         }
         found |= {f"gradient_flow_{network}": gradient_flow(runs, network) for network in _NETWORKS}
         layers = {name: None for run in runs for _, flows in run.result.get("gradient_flow") or [] for name in flows}
-        found |= {f"gradient_flow.{name}": _mean(runs, "gradient_flow", partial(_of_layer, name)) for name in layers}
+        found |= {
+            f"gradient_flow.{name}": mean_course(runs, "gradient_flow", partial(_of_layer, name)) for name in layers
+        }
         for what, points in found.items():
             for step, value in zip(*points, strict=True) if points is not None else ():
                 if not np.isnan(value):

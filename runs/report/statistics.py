@@ -56,17 +56,6 @@ class SeededBootstrap(library.StratifiedBootstrap):  # type: ignore[misc]
             ]
 
 
-class SeededIndependentBootstrap(library.StratifiedIndependentBootstrap):  # type: ignore[misc]
-    """rliable's bootstrap of two sets of scores (runs, tasks), with a generator of its own."""
-
-    def __init__(self, first: Array, second: Array, generator: np.random.Generator) -> None:
-        self._draws = generator
-        super().__init__(first, second)
-
-    def _get_indices(self, num_runs: int, array_shape: Any, strata_indices: Any) -> tuple[NDArray[Any], ...]:
-        return (self._draws.integers(num_runs, size=array_shape), *strata_indices)
-
-
 @dataclass(frozen=True)
 class Interval:
     """An estimate with its 95 % interval; the interval is missing where one run is all there is."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from runs.report.courses import Course, mean_course
 from runs.report.drawing import Palette, figure, name_arms, plain, short_numbers
 from runs.report.loading import Evidence, Run
 from runs.report.statistics import Array
@@ -16,27 +17,14 @@ from runs.studies.plan import Arm
 _NETWORKS = ("actor", "critic")
 
 
-def course(runs: Sequence[Run], column: int) -> tuple[Array, Array] | None:
+def course(runs: Sequence[Run], column: int) -> Course | None:
     """Steps of the topology changes, and one column of them (1: replaced, 2: explored) averaged over runs."""
-    found = [np.array(run.result.get("topology_course") or [], np.float64) for run in runs]
-    found = [each for each in found if each.size]
-    if not found:
-        return None
-    shortest = min(len(each) for each in found)
-    return found[0][:shortest, 0], np.mean([each[:shortest, column] for each in found], axis=0)
+    return mean_course(runs, "topology_course", lambda row: row[column])
 
 
-def dormant(runs: Sequence[Run], network: str) -> tuple[Array, Array] | None:
+def dormant(runs: Sequence[Run], network: str) -> Course | None:
     """Steps of the evaluations, and the share of dormant neurons averaged over runs."""
-    found = [
-        [(step, each[network]) for step, each in run.result.get("dormant") or [] if network in each] for run in runs
-    ]
-    found = [each for each in found if each]
-    if not found:
-        return None
-    shortest = min(len(each) for each in found)
-    values = np.array([each[:shortest] for each in found], np.float64)
-    return values[0, :, 0], values[:, :, 1].mean(axis=0)
+    return mean_course(runs, "dormant", lambda row: row[1].get(network))
 
 
 def draw_search(evidence: Evidence, group: str, palette: Palette) -> Figure:

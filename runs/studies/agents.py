@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,14 +13,15 @@ import envs
 from agents.presets import AGENT_PRESETS
 from runs import algos
 from runs.building import build
-from runs.fixed_totals import widths
+from runs.fixed_totals import space_sizes
 from runs.flags import AgentFlags, left_out
 from runs.options import Resume, Train
-from runs.settings import Settings
+from runs.settings import FORMAT, VERSION, Settings
 from runs.small_dense import agent_weights, small_hidden
 from runs.studies.options import Compare
 from runs.studies.plan import Arm
 from runs.training import begin, resume
+from runs.values import names_in, words
 from sparse_core import PRESETS
 from sparse_core.distributions import fixes_total
 
@@ -53,14 +53,6 @@ def arms(options: Compare) -> list[Arm]:
     for group in groups:
         envs.make(group).close()  # one that is not there shows itself here
     return [_arm(each, groups, options) for each in wanted]
-
-
-def names_in(text: str, what: str) -> list[str]:
-    """A comma list without gaps or repetitions."""
-    names = [name.strip() for name in text.split(",")]
-    if not all(names) or len(set(names)) < len(names):
-        raise ValueError(f"`{what}` must be a comma list of different names, got {text!r}")
-    return names
 
 
 def _sparsities(options: Compare, preset: str) -> list[float | None]:
@@ -149,14 +141,6 @@ def _given(text: str, options: Compare) -> _Wanted:
     return _Wanted(name, replace(flags, topology=topology))
 
 
-def words(arm: str) -> list[str]:
-    """The name of an --arm and its flags."""
-    try:
-        return shlex.split(arm) or [""]
-    except ValueError as error:
-        raise ValueError(f"`arm` must be a name and flags, got {arm!r}: {str(error).lower()}") from error
-
-
 def _arm(wanted: _Wanted, groups: list[str], options: Compare) -> Arm:
     settings = {group: _settings(wanted, group, options) for group in groups}
     method = "small-dense" if wanted.as_large_as is not None else wanted.flags.topology
@@ -186,7 +170,7 @@ def _settings(wanted: _Wanted, group: str, options: Compare) -> Settings:
 def _narrowed(flags: _ArmFlags, group: str, options: Compare, sparsity: float) -> _ArmFlags:
     """Flags of a dense agent with as many weights as a static one of this sparsity."""
     sparse = _settings(_Wanted("", replace(flags, topology="static", sparsity=sparsity)), group, options)
-    observations, actions = widths(group, sparse.noise)
+    observations, actions = space_sizes(group, sparse.noise)
     heads = algos.find(sparse.algo).heads
     actor, critic = agent_weights(sparse.hidden, observations, actions, heads)
     wanted = round((1 - sparse.actor_sparsity) * actor) + 2 * round((1 - sparse.critic_sparsity) * critic)
@@ -209,9 +193,7 @@ def settings_of(settings: Mapping[str, Any], seed: int, topology_from: str | Non
     given = {**settings, "seed": seed, "topology_from": topology_from}
     if PRESETS[settings["topology"]].given and topology_from is None:
         given["topology"] = "static"
-    return Settings.from_config(
-        {"format": "sparse-agents-run", "version": 1, "settings": given}, "the plan of the study"
-    )
+    return Settings.from_config({"format": FORMAT, "version": VERSION, "settings": given}, "the plan of the study")
 
 
 def run(directory: Path, settings: Mapping[str, Any], seed: int, backends: Mapping[str, str], of: str | None) -> int:

@@ -27,7 +27,7 @@ from runs.studies.running import Runner, failures, outcome_counts
 from runs.studies.speed import measure
 from runs.studies.view import View
 from runs.studies.workers import workers
-from runs.values import check_threads
+from runs.values import check_threads, names_in
 
 _LEFTOVER = re.compile(rf"\.{re.escape(FILE)}\.\d+\.tmp")  # of a process that was killed while it wrote the plan
 
@@ -41,13 +41,13 @@ def compare(options: Compare) -> int:
     if options.seconds is not None and not 0 < options.seconds < float("inf"):
         raise ValueError(f"`seconds` must be a positive number, got {options.seconds}")
     arms = agents.arms(options)
-    wanted = _study("agents", agents.names_in(options.env, "env"), arms, options, options.seconds)
+    wanted = _study("agents", names_in(options.env, "env"), arms, options, options.seconds)
     return _compare(wanted, options)
 
 
 def compare_learners(options: CompareContinual) -> int:
     """A study of continual learners."""
-    groups = agents.names_in(options.benchmark, "benchmark")
+    groups = names_in(options.benchmark, "benchmark")
     return _compare(_study("continual", groups, learners.arms(options), options, None), options)
 
 

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, replace
 
 from continual.benchmarks import make_benchmark
+from continual.learner import epochs_of, is_joint
 from runs.continual.records import Examiner, Record
 from runs.continual.seeds import build_learner, is_resumable
 from runs.continual.settings import Settings
@@ -32,7 +33,7 @@ def measure(settings: Settings) -> Speed:
         settings.benchmark, tasks=settings.tasks, class_order=settings.class_order, data_root=settings.data_root
     )
     learner = build_learner(settings, benchmark, seed)
-    epochs, joint = int(getattr(learner, "train_epochs", 1)), bool(getattr(learner, "joint", False))
+    epochs, joint = epochs_of(learner), is_joint(learner)
     short = settings if epochs == 1 else replace(settings, epochs=1)
     tasks, elapsed = list(benchmark.train), 0.0
     for _ in range(2):

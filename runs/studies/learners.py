@@ -15,9 +15,9 @@ from runs.continual.settings import FORMAT, VERSION, Settings
 from runs.files import read_json
 from runs.flags import LearnerFlags
 from runs.options import Continual, Resume
-from runs.studies.agents import names_in, words
 from runs.studies.options import CompareContinual
 from runs.studies.plan import Arm
+from runs.values import names_in, words
 
 
 @dataclass(frozen=True)

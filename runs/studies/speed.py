@@ -75,7 +75,6 @@ def measure(arm: Arm, group: str, seed: int) -> Speed:
     settings: Settings = settings_of(arm.settings[group], seed, None)
     rows = _RANDOM + _UPDATES
     short = replace(settings, learning_starts=_RANDOM, steps=rows, buffer_size=max(rows, settings.batch_size))
-    short = replace(short, batch_size=settings.batch_size)
     model = build(short, arm.backends.get(group))
     start_learning(model, Logger(None, []))
     # What else the machine does is no part of it, where that can be told apart.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse_core.draws import whole
 from sparse_core.maskings import Masking, masking
 from sparse_core.presets import PRESETS, Preset
 
@@ -40,7 +41,7 @@ class TopKast(Masking):
     def refresh(self, values: Tensor) -> None:
         """A and B by the sizes of the values as they are."""
         order = values.abs().sort(descending=True, stable=True).indices
-        for chosen, count in ((self.kept, self.count), (self.trained, int(self.backward * self.count + 1e-9))):
+        for chosen, count in ((self.kept, self.count), (self.trained, whole(self.backward * self.count))):
             chosen.fill_(False).index_fill_(0, order[:count], True)
 
     def add_gradients(self, values: Tensor, gradient: Tensor, wide: Tensor) -> None:

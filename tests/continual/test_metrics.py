@@ -100,38 +100,3 @@ def test_what_is_no_matrix_is_said(r: list[list[float]], why: str) -> None:
 def test_what_is_no_row_is_said(row: list[float]) -> None:
     with pytest.raises(ValueError, match="initial row"):
         metrics.fwt(R, row)
-
-
-def test_summary_by_hand() -> None:
-    # Standard deviation 0.1 over three seeds; Student's t with two degrees of freedom is 4.3027.
-    summary = metrics.summarise([0.6, 0.7, 0.8])
-    assert summary["mean"] == pytest.approx(0.7)
-    assert summary["ci95"] == pytest.approx(4.302653 * 0.1 / math.sqrt(3))
-    assert summary["per_seed"] == [0.6, 0.7, 0.8]
-
-
-def test_summary_of_one_seed_has_no_interval() -> None:
-    assert metrics.summarise([0.6]) == {"mean": 0.6, "ci95": None, "per_seed": [0.6]}
-
-
-def test_summary_of_what_has_no_meaning() -> None:
-    assert metrics.summarise([None, None]) == {"mean": None, "ci95": None, "per_seed": [None, None]}
-
-
-@pytest.mark.parametrize("values", [[], [0.5, None], [0.5, math.nan], [math.inf]])
-def test_what_cannot_be_summarised_is_said(values: list[float | None]) -> None:
-    with pytest.raises(ValueError, match="`values`"):
-        metrics.summarise(values)
-
-
-@pytest.mark.parametrize(("degrees", "t"), [(1, 12.7062), (2, 4.3027), (4, 2.7764), (9, 2.2622), (29, 2.0452)])
-def test_t_is_the_tables(degrees: int, t: float) -> None:
-    assert metrics.t_quantile(degrees) == pytest.approx(t, abs=5e-5)
-
-
-def test_t_is_scipys() -> None:
-    stats = pytest.importorskip("scipy.stats")
-    for degrees in [*range(1, 60), 199, 1000]:
-        for probability in (0.5, 0.9, 0.95, 0.99):
-            expected = stats.t.ppf((1 + probability) / 2, degrees)
-            assert metrics.t_quantile(degrees, probability) == pytest.approx(expected, rel=1e-9)

@@ -71,7 +71,8 @@ def test_the_state_comes_back(tmp_path: Path) -> None:
     checkpoint = store.load(50_000)
     assert (checkpoint.step, checkpoint.state, checkpoint.tensors) == (50_000, state, {})
     assert checkpoint.path == path
-    assert not checkpoint.has_replay
+    with pytest.raises(UserError, match="holds no replay buffer"):
+        checkpoint.restore_replay(Ring(1))
 
 
 def test_numbers_as_keys_become_text(tmp_path: Path) -> None:

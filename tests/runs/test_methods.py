@@ -120,7 +120,9 @@ def test_mistakes_are_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "`sparsities` must be a comma list of numbers in [0, 1), got '1.5'" in fails(
         capsys, "--sparsities", "1.5", *out
     )
-    assert "`hidden` must be widths such as 400,400, got '4x4'" in fails(capsys, "--hidden", "4x4", *out)
+    assert "`hidden` must be a comma list of positive widths such as 400,400, got '4x4'" in fails(
+        capsys, "--hidden", "4x4", *out
+    )
     assert "takes its connections from another run" in fails(capsys, "--topologies", "final-topology", *out)
     assert not (tmp_path / "never").exists()
     (tmp_path / "dense-0-seed0.json").write_text('{"format": "something else"}')

@@ -14,7 +14,6 @@ from scipy import stats
 
 from runs.report.statistics import (
     SeededBootstrap,
-    SeededIndependentBootstrap,
     bootstrap,
     expanded_levels,
     holm,
@@ -157,17 +156,12 @@ def test_expanded_levels_with_five_runs() -> None:
     assert expanded_levels(10_000)[0] == pytest.approx(0.025, abs=1e-4)
 
 
-# rliable's bootstraps with a generator
+# rliable's bootstrap with a generator
 
 
-@pytest.mark.parametrize("kind", ["stratified", "independent"])
-def test_bootstraps_draw_from_their_generator_alone(kind: str) -> None:
+def test_bootstraps_draw_from_their_generator_alone() -> None:
     def replicates(seed: int) -> NDArray[np.float64]:
-        if kind == "stratified":
-            found: NDArray[np.float64] = SeededBootstrap(SCORES, random(seed)).apply(np.mean, 20)
-        else:
-            both = SeededIndependentBootstrap(SCORES, OTHER, random(seed))
-            found = both.apply(metrics.probability_of_improvement, 20)
+        found: NDArray[np.float64] = SeededBootstrap(SCORES, random(seed)).apply(np.mean, 20)
         return found
 
     before = np.random.get_state()[1].tobytes()  # noqa: NPY002 (it is what rliable would draw from)

@@ -238,6 +238,7 @@ def test_an_environment_whose_dense_mean_is_nothing_is_said(tmp_path: Path) -> N
     assert small_bases(alone, endpoints(alone)[0]) == []
 
 
+@pytest.mark.end_to_end
 def test_a_look_before_the_plan_is_done_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = write_study(tmp_path, {"static-0.9": [100.0, 101, 102, 103], "set-0.9": [200.0, 201, 202, 203]})
     for looks, expected in ((1, False), (2, True)):

@@ -30,8 +30,8 @@ from runs.topology_measures import MOST, WIDEST, distance, small_worldness
 from runs.topology_records import (
     degree_histograms,
     dormant_shares,
-    explored_at_first,
     input_connections,
+    positions_now,
     replaced_and_explored,
 )
 from sparse_core import Rewiring, Topology, network_distance, sparse_layers
@@ -91,7 +91,7 @@ def test_degrees_and_inputs_count_every_connection() -> None:
     model = small_agent()
     layers = {name: layer for name, layer in sparse_layers(model.policy).items() if "target" not in name}
     found = degree_histograms(model)
-    assert set(found) == set(layers) == set(topologies(model)) == set(explored_at_first(model))
+    assert set(found) == set(layers) == set(topologies(model)) == set(positions_now(model))
     for name, layer in layers.items():
         for side, neurons in (("fan_in", layer.out_features), ("fan_out", layer.in_features)):
             assert sum(count for _, count in found[name][side]) == neurons
@@ -122,6 +122,7 @@ def test_result_has_the_course_of_the_search(finished: Path) -> None:
     assert explored[-1] == pytest.approx(sum(len(positions) for positions in seen.values()) / cells)
 
 
+@pytest.mark.end_to_end
 def test_masks_are_measured_by_what_multiplies(tmp_path: Path) -> None:
     """A masked layer keeps every weight: not that moves, but which of them multiply."""
     written = result_of(train(tmp_path / "run", topology="top-kast", sparsity=0.6))
@@ -136,6 +137,7 @@ def test_masks_are_measured_by_what_multiplies(tmp_path: Path) -> None:
     assert sum(each.nnz for each in last.values()) < 0.7 * sum(each.shape[0] * each.shape[1] for each in last.values())
 
 
+@pytest.mark.end_to_end
 def test_bytes_are_those_of_the_moment_with_most(tmp_path: Path) -> None:
     """GMP begins dense: what it holds in the end is less than what it needed."""
     pruned = result_of(train(tmp_path / "gmp", topology="gmp"))
@@ -147,6 +149,7 @@ def test_bytes_are_those_of_the_moment_with_most(tmp_path: Path) -> None:
     assert held == {"parameters": training_memory(model).parameters, "indices": training_memory(model).indices}
 
 
+@pytest.mark.end_to_end
 def test_result_has_distances_and_gradient_flow(finished: Path) -> None:
     result = result_of(finished)
     lines = [line for line in metrics_of(finished) if line["kind"] == "eval"]
@@ -194,7 +197,7 @@ def test_measures_are_scalars_of_tensorboard(finished: Path) -> None:
 def test_networks_that_do_not_move_have_gradients_only() -> None:
     for topology, sparsity in (("static", 0.6), ("dense", 0.0)):
         model = small_agent(topology=topology, sparsity=sparsity)
-        assert distances(model, explored_at_first(model)) == {}
+        assert distances(model, positions_now(model)) == {}
         assert gradient_flows(model) == {}  # no experience
         assert set(small_worlds(model, 0)) == ({"actor", "critic.qf0", "critic.qf1"} if sparsity else set())
 

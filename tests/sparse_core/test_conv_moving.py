@@ -286,7 +286,13 @@ def test_a_damaged_state_is_refused_and_nothing_changes(
 
 
 def test_a_state_of_the_other_unit_is_refused() -> None:
+    kernels, weights = conv_of("kernel"), conv_of("weight")
+    with pytest.raises(ValueError, match="has 3 inputs, but what is loaded was made for 18"):
+        kernels.load_state_dict(weights.state_dict())
+    with pytest.raises(ValueError, match="has 18 inputs, but what is loaded was made for 3"):
+        weights.load_state_dict(kernels.state_dict())
+    # Tensors alone, as a checkpoint has them.
     with pytest.raises(ValueError, match=re.escape("`columns` must lie in [0, 3)")):
-        conv_of("kernel").load_state_dict(conv_of("weight").state_dict())
+        kernels.load_state_dict(dict(weights.state_dict()))
     with pytest.raises(ValueError, match="values holds 6 × 6 values for 6 movable connections"):
-        conv_of("weight").load_state_dict(conv_of("kernel").state_dict())
+        weights.load_state_dict(dict(kernels.state_dict()))

@@ -104,6 +104,27 @@ def test_ctre_joins_neurons_that_answer_alike() -> None:
     assert torch.equal(GROW_RULES["cosine:random_after=0.5"].choose(over, 2), random)
 
 
+@pytest.mark.parametrize("name", ["ctre-seq", "ctre-sim"])
+def test_ctre_grows_at_random_after_a_plateau(name: str) -> None:
+    def positions(told: bool, seed: int) -> Tensor:
+        model = SparseMLP([6, 8, 3], sparsity=0.5, topology=name, generator=seeded(1))
+        optimizer = Adam(model.parameters(), lr=0.01)
+        sparsifier = Sparsifier.preset(name, model, optimizer, period=2, seed=seed)
+        if told:
+            sparsifier.reached_plateau()
+        inputs = torch.randn(32, 6, generator=seeded(2))
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(inputs).square().sum().backward()
+            optimizer.step()
+            sparsifier.step()
+        return next(iter(sparse_layers(model).values())).topology.positions
+
+    assert not torch.equal(positions(True, 1), positions(True, 2))
+    if name == "ctre-seq":  # nothing is drawn before that
+        assert torch.equal(positions(False, 1), positions(False, 2))
+
+
 def test_wast_judges_neurons() -> None:
     shown = view()
     # Outputs: mean |gradient| 10 and 1, sums of |w| 3 and 7: with λ = ½ importance 6.5 and 4.
