@@ -7,6 +7,7 @@ from copy import deepcopy
 from inspect import signature
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.save_util import load_from_zip_file
@@ -168,7 +169,15 @@ class SparseAgent(MovingTopologies):
     def _choose_buffer(self) -> None:
         """Take a replay buffer of ours where the user leaves that to the agent; plain long returns are SB3's own."""
         special = self.replay_options.onset > 0 or self.replay_options.minimum is not None
-        if self.replay_buffer_class is None and not self.optimize_memory_usage and (special or self.n_steps == 1):
+        if self._vec_normalize_env is not None and self.observation_space.dtype == np.float64:
+            # Rows are normalised when they are sampled: what float32 lost before would be missing then.
+            if special:
+                raise ValueError(
+                    "`n_step_onset` and `buffer_min` are for the agent's own replay buffer, which keeps float32: too "
+                    "little for float64 observations that `VecNormalize` has yet to scale; let the environment give "
+                    "float32, or leave these settings out"
+                )
+        elif self.replay_buffer_class is None and not self.optimize_memory_usage and (special or self.n_steps == 1):
             self.replay_buffer_class = NStepReplay if special else Float32ReplayBuffer
         elif special and self.replay_buffer_class is not NStepReplay:
             raise ValueError(

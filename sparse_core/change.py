@@ -230,6 +230,8 @@ def _without_dead_ends(views: Views, dropped: Mapping[str, Tensor], chains: Mapp
     while True:
         before = sum(indices.numel() for indices in going.values())
         for below, above in chains.items():
+            if not {below, above} <= views.keys():  # one of them stays as it is
+                continue
             upper, lower = views[above], views[below]
             spread = lower.shape[1] // upper.shape[0]
             up, down = (view.freed(going[name]).blocked for name, view in ((above, upper), (below, lower)))

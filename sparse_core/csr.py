@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparse_core.gemm import refuse_double_backward
+from sparse_core.gemm import no_view, refuse_double_backward
 
 DTYPES = (torch.float32, torch.float64)
 WIDEST = 1 << 16
@@ -38,7 +38,7 @@ def index(layer: Any) -> dict[str, Tensor]:
     movable = torch.ones(layer.connections, dtype=torch.bool)
     movable[layer.frozen.cpu().long()] = False
     some = bool(layer.frozen.numel())
-    kept = layer._buffers.get("transpose_pointer")
+    kept = getattr(layer, "transpose_pointer", None)
     asked_for = kept is not None and kept.numel() > 0
     wide = layer.topology.widened(layer.weights_per_connection) if layer.connection_shape else None
     return {
@@ -121,7 +121,7 @@ class CsrLinear(torch.autograd.Function):
             x, values, row_pointer, columns, transpose_pointer, transpose_columns, transpose_order
         )  # fmt: skip
         ctx.shape = inputs.shape
-        return _batch_first(_multiply(x, values, bias, row_pointer, columns), inputs)
+        return no_view(_batch_first(_multiply(x, values, bias, row_pointer, columns), inputs))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

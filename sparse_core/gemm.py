@@ -20,6 +20,17 @@ def refuse_double_backward() -> None:
         )
 
 
+def no_view(tensor: Tensor) -> Tensor:
+    """The same numbers in a tensor that is not a view of another: autograd lets nobody change a node's view in place.
+
+    So what follows a layer may (`nn.ReLU(inplace=True)`, `y += x`), as after torch's own layers.
+    """
+    if torch.compiler.is_compiling() or not tensor._is_view():
+        return tensor
+    fresh = tensor.new_empty(0)
+    return fresh.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
 class GemmLinear(torch.autograd.Function):
     """Y = X Wᵀ + b with W scattered from `values`; gradients of X, the values and b."""
 
@@ -38,7 +49,7 @@ class GemmLinear(torch.autograd.Function):
         weight = scattered(shape, values, positions, frozen_values, frozen_positions).view(shape[0], -1)
         ctx.save_for_backward(inputs, weight, positions)
         ctx.connection_shape = values.shape[1:]
-        return linear(inputs, weight, bias)
+        return no_view(linear(inputs, weight, bias))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

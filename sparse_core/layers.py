@@ -94,7 +94,7 @@ class SparseLinear(Connectivity):
         self.in_features, self.out_features = in_features, out_features
         self.connection_shape = connection_shape
         self.masking = None
-        self._derived: tuple[str, ...] = ()  # names of the buffers that the backend asked for
+        self._derived: tuple[str, ...] = ()  # names of what the backend worked out
         self._bind(backend)
         bound = self.matrix_shape[1] ** -0.5
         dtype = dtype or torch.get_default_dtype()
@@ -241,11 +241,20 @@ class SparseLinear(Connectivity):
         assign(self, "bias_outputs", self._movable_biases() if self.frozen_bias.numel() else self.frozen_bias.long())
 
     def derive(self, tensors: Mapping[str, Tensor]) -> None:
-        """Keep what a backend has worked out from the indices, as buffers that no checkpoint holds."""
+        """Keep what a backend has worked out from the indices; no checkpoint holds it."""
         for name, tensor in tensors.items():
-            if name not in self._buffers:
+            if hasattr(self, name):
+                pass
+            elif BACKENDS[self.backend].moves:
                 self.register_buffer(name, tensor[:0].to(self.columns.device, copy=True), persistent=False)
+            else:
+                setattr(self, name, tensor[:0].clone())
             assign(self, name, tensor)
+
+    @property
+    def derived(self) -> dict[str, Tensor]:
+        """What the backend has worked out from the indices, by name."""
+        return {name: getattr(self, name) for name in self._derived}
 
     def _bind(self, backend: str) -> None:
         self._product: Callable[[Tensor, SparseLinear], Tensor] = BACKENDS[backend].product

@@ -136,6 +136,8 @@ class Masks:
     def refresh(self) -> None:
         """Choose anew what every layer keeps; followers keep the same."""
         for name, layer in self._layers.items():
+            if not layer.values.requires_grad:  # what does not learn stays as it is
+                continue
             layer.masking.refresh(layer.values.detach())
             for follower in self._followers:
                 follower[name].masking.kept.copy_(layer.masking.kept)

@@ -104,7 +104,9 @@ def memory(*models: nn.Module, optimizers: tuple[Optimizer, ...] = ()) -> Bytes:
                 parameters += buffer.nbytes
             else:
                 indices += buffer.nbytes
-        scratch += [BACKENDS[layer.backend].scratch(layer) for layer in sparse_layers(model).values()]
+        for layer in sparse_layers(model).values():
+            indices += sum(own.nbytes for name, own in layer.derived.items() if name not in layer._buffers)
+            scratch.append(BACKENDS[layer.backend].scratch(layer))
     state = sum(
         tensor.nbytes
         for optimizer in optimizers

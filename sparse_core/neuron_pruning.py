@@ -41,7 +41,8 @@ class NeuronPruning:
         """The same with the weakest pruned, until so large a share of each hidden layer is gone.
 
         A neuron's importance is Σ|w| over its incoming connections; ties go to the lowest index. Neurons that have a
-        frozen connection or bias, or that a constraint keeps from growing, belong to somebody else and stay. Where a
+        frozen connection or bias, or that a constraint keeps from growing, belong to somebody else and stay, and so do
+        those of which a layer does not learn. Where a
         layer would be left without a connection, none goes.
 
         Args:
@@ -86,8 +87,10 @@ class NeuronPruning:
         stays[self.gone.get(name, NONE)] = True
         stays[layer.frozen_positions.cpu() // layer.shape[1]] = True
         stays[layer.frozen_bias.cpu().long()] = True
+        stays |= not layer.values.requires_grad
         if read is not None:
             reader, spread = read
+            stays |= not layers[reader].values.requires_grad
             stays[layers[reader].frozen_positions.cpu() % layers[reader].shape[1] // spread] = True
         if constraint.outputs is not None:
             allowed = torch.zeros_like(stays)

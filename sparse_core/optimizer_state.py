@@ -75,7 +75,7 @@ def check_held(layers: Mapping[str, SparseLinear], optimizer: Optimizer) -> None
     if absent:
         raise ValueError(
             f"the optimizer does not hold the values of {', '.join(map(repr, absent))}; make it after the layers, "
-            "or call `requires_grad_(False)` on values that are not trained"
+            "or call `requires_grad_(False)` on values that are not trained, whose connections stay, too"
         )
 
 

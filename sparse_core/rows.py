@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparse_core.gemm import refuse_double_backward
+from sparse_core.gemm import no_view, refuse_double_backward
 from sparse_core.signals import row_blocks
 
 BLOCK_BYTES = 64 << 20  # of the weight that are dense at a time, or one row if that is more
@@ -68,7 +68,7 @@ class RowsLinear(torch.autograd.Function):
             F.linear(inputs, weight, None if bias is None else bias[block.start : block.stop])
             for block, weight in _weights(shape, values, positions, frozen_values, frozen_positions)
         ]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+        return no_view(outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

@@ -59,7 +59,8 @@ class Sparsifier:
         birth: value of a new connection: a number, or the name of a birth.
         constraints: per layer name, where growth is allowed.
         importance: gathers the importance of connections; made where a rule needs it and none is given.
-        followers: models with the same sparse layers that take the same changes (target networks).
+        followers: models with the same sparse layers that take the same changes: target networks, and averages of
+            weights (`AveragedModel(model).module`, without `use_buffers`), which would mix connections otherwise.
         seed: of the topology's generators, one per layer, on the CPU.
         sparsity: final sparsity of the whole model, wanted by a method whose sparsity has a course (`course`).
         **choices: the other fields of `Preset`: `grow_mix`, `drop_temperature`, `redistribute`, `prune`, …
@@ -159,7 +160,7 @@ class Sparsifier:
         if self.importance is not None:
             self.importance.before_step()
         if self.choices.step_rule:
-            for name, layer in self.layers.items():
+            for name, layer in self._learning().items():
                 STEP_RULES[self.choices.step_rule].before(layer.values.detach(), self._marks[name])
         if self.masks is not None:
             self.masks.before_step()
@@ -169,7 +170,7 @@ class Sparsifier:
             self.importance.after_step()
         if self.choices.step_rule:
             rule = STEP_RULES[self.choices.step_rule]
-            for name, layer in self.layers.items():
+            for name, layer in self._learning().items():
                 with torch.no_grad():
                     rule.after(layer.values, self._marks[name], rate_of(self.optimizer, layer), self._generators[name])
         if self.masks is not None:
@@ -234,7 +235,10 @@ class Sparsifier:
         return rewirings
 
     def update(self, closure: Closure | None = None) -> Rewirings:
-        """Change the topology now: drop, grow, carry values, optimizer state and followers along."""
+        """Change the topology now: drop, grow, carry values, optimizer state and followers along.
+
+        Layers whose values do not learn (`requires_grad_(False)`) stay as they are.
+        """
         if not self.choices.changes:
             return {}
         if self.masks is not None:
@@ -247,12 +251,15 @@ class Sparsifier:
         neurons = self.neurons
         if self.choices.pruned_neurons and self.way >= self.choices.neurons_from:
             neurons = neurons.more(self.layers, self.constraints, self.choices.pruned_neurons)
-        views = {name: self._view(name, layer, memory[name], neurons) for name, layer in self.layers.items()}
+        learning = self._learning()
+        views = {name: self._view(name, layer, memory[name], neurons) for name, layer in learning.items()}
         if self._wants_closure and closure is not None:
             with self.paused():
-                shares = flow_shares(self.layers, closure)
+                shares = flow_shares(learning, closure)
             views = {name: replace(view, flow_shares=shares[name]) for name, view in views.items()}
         target = None if self._course is None else self._course(self.way)
+        if isinstance(target, int):  # in all: less what stays
+            target -= sum(layer.values.shape[0] for name, layer in self.layers.items() if name not in learning)
         method = self._warmed()
         rewirings = method.change(
             views, self.fraction(self.steps), target, neurons.lost(views) if neurons.gone else None
@@ -280,11 +287,15 @@ class Sparsifier:
         if self.masks is not None:
             raise ValueError("masked layers keep all their weights; make them sparse with `to_sparse` first")
         neurons = self.neurons.more(self.layers, self.constraints, share)
-        views = {name: self._view(name, layer, self._memory[name], neurons) for name, layer in self.layers.items()}
+        views = {name: self._view(name, layer, self._memory[name], neurons) for name, layer in self._learning().items()}
         rewirings = Method(None, None).change(views, 0.0, lost=neurons.lost(views))
         self.neurons = neurons
         self._apply_all(rewirings, dict.fromkeys(rewirings))
         return rewirings
+
+    def _learning(self) -> dict[str, SparseLinear]:
+        """The layers whose connections may move: a gradient would never reach what grew in the others."""
+        return {name: layer for name, layer in self.layers.items() if layer.values.requires_grad}
 
     def _apply_all(self, rewirings: Rewirings, births: Mapping[str, Tensor | None]) -> None:
         self._weights.sum_up(self.steps)

@@ -394,6 +394,24 @@ def test_normalised_environment(tmp_path: Path) -> None:
     assert SparseTD3.load(tmp_path / "model", env=again, device="cpu").learn(40).num_timesteps == 40
 
 
+def test_normalised_observations_keep_what_float32_would_lose() -> None:
+    class Far(Reach):
+        observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float64)
+
+        def reset(self, **options: Any) -> tuple[np.ndarray, dict]:
+            return super().reset(**options)[0] + 1e8, {}
+
+        def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+            point, *rest = super().step(action)
+            return point + 1e8, *rest
+
+    model = agent(VecNormalize(DummyVecEnv([lambda: TimeLimit(Far(), EPISODE)]))).learn(100)
+    drawn = model.replay_buffer.sample(100, env=model.get_vec_normalize_env()).observations
+    assert len(drawn[:, 0].unique()) > 30  # of 100 rows; as float32 all of them are one number
+    with pytest.raises(ValueError, match="`VecNormalize` has yet to scale"):
+        agent(VecNormalize(DummyVecEnv([reach])), n_steps=3, n_step_onset=10)
+
+
 @pytest.mark.parametrize("topology", MOVING)
 def test_training_by_episodes(topology: str) -> None:
     model = agent(

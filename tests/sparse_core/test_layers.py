@@ -1,5 +1,6 @@
 import copy
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -256,3 +257,25 @@ def test_a_network_of_one_layer_has_no_output_layer_to_keep() -> None:
 def test_mlp_wrong_arguments(sizes: list[int], options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SparseMLP(sizes, **{"sparsity": 0.5, **options})
+
+
+@pytest.mark.parametrize("shape", [(6,), (5, 6), (3, 5, 6)])
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "auto"])
+def test_what_follows_may_work_in_place(backend: str, shape: tuple[int, ...]) -> None:
+    layer = layer_of(backend=backend)
+    inputs = torch.randn(shape, generator=seeded(3), dtype=torch.float64)
+
+    def gradients(follow: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        given = inputs.clone().requires_grad_()
+        follow(layer(given)).square().sum().backward()
+        found = [given.grad, layer.values.grad, layer.bias.grad]
+        layer.zero_grad()
+        return found
+
+    def added(outputs: Tensor) -> Tensor:
+        outputs += 1
+        return outputs
+
+    for here, elsewhere in ((torch.relu_, torch.relu), (added, lambda outputs: outputs + 1)):
+        for one, other in zip(gradients(here), gradients(elsewhere), strict=True):
+            assert torch.equal(one, other)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from small_sparsifiers import MOVING, OPTIMIZERS, SEARCHING, again, learn, network, seeded, sparsifier_of
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sparse_core import DROP_RULES, GROW_RULES, PRESETS, Constraint, SparseLinear, Sparsifier, Topology, sparse_layers
 from sparse_core.meters import topology_distance
@@ -170,6 +171,31 @@ def test_a_target_network_follows_every_change(name: str) -> None:
         assert torch.isfinite(layer.values).all()
 
 
+@pytest.mark.parametrize("backend", ["gemm", "csr", "rows"])
+def test_averaged_weights_are_those_of_the_same_connections(backend: str) -> None:
+    model = network("set")
+    for layer in sparse_layers(model).values():
+        layer.use_backend(backend)
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    optimizer = OPTIMIZERS["ours"](model.parameters())
+    sparsifier = sparsifier_of("set", model, optimizer, followers=[averaged.module])
+    expected: dict[str, Tensor] = {}
+    for step in range(21):
+        learn(model, optimizer, step, 6)
+        for name, change in sparsifier.step().items():  # what went is forgotten, what comes starts at zero
+            carried = torch.zeros_like(expected[name]).flatten()
+            carried[change.after] = change.carry(expected[name].flatten()[change.before])
+            expected[name] = carried.view_as(expected[name])
+        averaged.update_parameters(model)
+        for name, layer in sparse_layers(model).items():
+            now = layer.to_dense().weight.detach()
+            expected[name] = now if step == 0 else torch.lerp(expected[name], now, 0.1)
+            found = sparse_layers(averaged.module)[name]
+            assert found.topology == layer.topology
+            assert torch.allclose(found.to_dense().weight, expected[name], atol=1e-6)
+    assert sparsifier.changes == 4
+
+
 def test_a_follower_keeps_its_own_values() -> None:
     model = network("set")
     target = copy.deepcopy(model)
@@ -226,3 +252,21 @@ def test_a_frozen_layer_stays_out_of_the_changes() -> None:
     assert changes["0"].dropped.numel() > 0
     assert changes["2"].after.numel() == 0
     assert sparsifier.layers["2"].topology == before
+
+
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("name", MOVING)
+def test_a_layer_that_does_not_learn_stays(name: str, held: bool) -> None:
+    model = network(name)
+    first, *others = sparse_layers(model).values()
+    first.requires_grad_(False)
+    kept, began = copy.deepcopy(first.state_dict()), [layer.active_topology for layer in others]
+    optimizer = OPTIMIZERS["ours"]([p for p in model.parameters() if held or p.requires_grad])
+    sparsifier = sparsifier_of(name, model, optimizer)
+    for step in range(31):
+        learn(model, optimizer, step, 6)
+        sparsifier.step(closure=again(model, step))
+    for key, tensor in first.state_dict().items():
+        assert torch.equal(tensor, kept[key]), key
+    assert sparsifier.changes
+    assert [layer.active_topology for layer in others] != began or not PRESETS[name].searches
