@@ -15,6 +15,7 @@ from stable_baselines3.common.policies import ContinuousCritic
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.td3.policies import Actor
 from torch import nn
+from torch.optim import optimizer as optimizer_hooks
 
 from agents import td3_kernels
 from agents.replay import Float32ReplayBuffer
@@ -90,7 +91,7 @@ class FusedUpdate:
         states = [state for optimizer in optimizers for state in optimizer.state.values()]
         first = [optimizer.param_groups[0] for optimizer in optimizers]
         groups = [
-            (group["betas"], group.get("warmup", 0), len(optimizer.param_groups))
+            (id(optimizer), group.get("betas"), group.get("warmup", 0), len(optimizer.param_groups))
             for group, optimizer in zip(first, optimizers, strict=True)
         ]
         return [*self._watch.now(), *(id(tensor) for state in states for tensor in state.values()), *groups]
@@ -175,11 +176,14 @@ def _closed(*networks: nn.Module) -> set[bool]:
 
 
 def _optimizes(network: Any) -> bool:
-    """Whether one group of our own Adam holds exactly the network's parameters."""
+    """Whether one group of our own Adam holds exactly the network's parameters, and nobody wants to see its steps."""
     optimizer = network.optimizer
     groups = optimizer.param_groups
     return (
         type(optimizer) is Adam
+        and "step" not in vars(optimizer)  # wrapped, to clip gradients or by a learning rate scheduler
+        and not optimizer_hooks._global_optimizer_pre_hooks
+        and not optimizer_hooks._global_optimizer_post_hooks
         and len(groups) == 1
         and not optimizer._optimizer_step_pre_hooks
         and not optimizer._optimizer_step_post_hooks

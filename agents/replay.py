@@ -16,7 +16,7 @@ _FIELDS = ("observations", "next_observations", "actions", "rewards", "dones", "
 
 
 class Float32ReplayBuffer(ReplayBuffer):
-    """SB3's replay buffer with float64 observations kept as float32, which is what networks see that see them as they are.
+    """SB3's replay buffer with float64 observations kept as float32, as networks see what nothing scales before.
 
     Rows are counted from the first ever added: row i lies at place i % `capacity` of the ring.
     """

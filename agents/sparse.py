@@ -22,6 +22,7 @@ from agents.replay import Float32ReplayBuffer
 from sparse_core import PRESETS, Sparsifier, Topology, settle, sparse_layers
 from sparse_core.crossover import AUTO
 from sparse_core.optimizer_state import check_elementwise
+from sparse_core.registry import meant
 from sparse_core.sparsifier import Rewirings
 
 _OF_REPLAY = ("n_step_onset", "buffer_min", "buffer_every", "buffer_distance")
@@ -140,9 +141,20 @@ class SparseAgent(MovingTopologies):
         self._update: Update | None = None
         self._settled: tuple[str, dict[str, str]] | None = None  # device, and what `auto` found for it
         self._loading = False
+        self._check_arguments(kwargs)
         super().__init__(policy, env, *args, _init_setup_model=False, **kwargs)  # type: ignore[call-arg]
         if _init_setup_model:
             self._setup_model()
+
+    def _check_arguments(self, given: Mapping[str, Any]) -> None:
+        makers = [vars(kind)["__init__"] for kind in type(self).__mro__ if "__init__" in vars(kind)]
+        known = sorted({name for each in makers for name in signature(each).parameters} - {"args", "kwargs"})
+        for name in given:
+            if name not in known:
+                raise TypeError(
+                    f"{type(self).__name__} has no argument {name!r}; {meant(name, known)}its own and those of SB3's "
+                    "algorithm are listed by `help`"
+                )
 
     def _check_policy(self, policy: object) -> None:
         wanted = self.policy_aliases["MlpPolicy"]

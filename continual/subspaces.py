@@ -188,6 +188,7 @@ class SubspaceStrategy(Scoring, SparseEpochs, InMemory, SupervisedTemplate):
             raise ValueError(
                 f"task {number + 1} needs output {int(units[-1])}, the network has {self.network.units}; "
                 "give it units for every task and label"
+                + (f", or fewer `labels` a task than {self.labels}" if self.multi_head else "")
             )
         known = {int(label) for label in getattr(experience, "task_labels", [])}
         return Task(classes, units, known.pop() if len(known) == 1 else None, {}, {}, {})

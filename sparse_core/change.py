@@ -260,6 +260,8 @@ def _check_all(name: str, found: Mapping[str, Tensor], views: Views, count: int 
 
 
 def _check(rule: str, chosen: Tensor, count: int, limit: int) -> None:
+    if not isinstance(chosen, Tensor):
+        raise RuntimeError(f"rule {rule!r} must return a tensor of {count} indices, got {type(chosen).__name__}")
     fits = chosen.shape == (count,) and bool((chosen.diff() > 0).all())
     if not fits or (count and not 0 <= int(chosen[0]) <= int(chosen[-1]) < limit):
         raise RuntimeError(

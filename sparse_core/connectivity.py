@@ -202,12 +202,14 @@ class Connectivity(nn.Module):
         local_metadata: dict[str, Any],
         strict: bool,
         missing_keys: list[str],
+        unexpected_keys: list[str],
         *args: Any,
     ) -> None:
         own = {name: tensor for name in _PERSISTENT if (tensor := getattr(self, name)) is not None}
         incoming = {name: state_dict[prefix + name] for name in own if prefix + name in state_dict}
         if len(incoming) < len(own):  # parts of two topologies do not make one: all or nothing
             missing_keys += [prefix + name for name in own if name not in incoming]
+            unexpected_keys += [name for name in state_dict if "." not in name.removeprefix(prefix)]
             return
         inputs = local_metadata.get("in_features", self.in_features)
         if inputs != self.in_features:
@@ -218,7 +220,7 @@ class Connectivity(nn.Module):
         for name, tensor in incoming.items():
             if own[name].shape != tensor.shape:
                 assign(self, name, own[name].new_empty(tensor.shape))
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *args)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, *args)
         self._index()
 
     def _check_incoming(self, prefix: str, incoming: dict[str, Tensor]) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import fields
+from numbers import Real
 from typing import Any
 
 from sparse_core.birth import BIRTHS
-from sparse_core.courses import COURSES, check_shares
+from sparse_core.courses import COURSES, CourseOfCounts, check_shares
 from sparse_core.drop import DROP_RULES
 from sparse_core.grow import GROW_RULES
+from sparse_core.layers import SparseLinear
 from sparse_core.maskings import MASKINGS
-from sparse_core.presets import Preset
+from sparse_core.presets import NOT_CHOSEN, Preset
 from sparse_core.redistribution import REDISTRIBUTIONS
 from sparse_core.registry import Registry, hint
 from sparse_core.schedules import SCHEDULES
@@ -24,7 +26,8 @@ def check_keywords(given: Collection[str], usual: Collection[str]) -> None:
     del known["choices"], known["model"], known["optimizer"]  # not by name
     for name in given:
         if name not in known:
-            raise TypeError(f"a `Sparsifier` has no argument {name!r}; {hint(name, known)}")
+            choices = [each for each in known if each not in NOT_CHOSEN or each in usual]
+            raise TypeError(f"a `Sparsifier` has no argument {name!r}; {hint(name, choices)}")
 
 
 def check_method(method: Preset, capture_stride: int, total_steps: int | None, sparsity: float | None) -> None:
@@ -54,11 +57,15 @@ def check_choices(method: Preset) -> None:
     for name, registry in parts:
         if isinstance(name, str):
             registry[name]
+    for each in ("drop_fraction", "stop", "period", "warmup", "drop_mix", "grow_mix"):
+        given = getattr(method, each)
+        if isinstance(given, bool) or not isinstance(given, Real):
+            raise ValueError(f"`{each}` must be a number, got {given!r}")
     for number, what, is_right in (
         ("drop_fraction", "in [0, 1]", 0 <= method.drop_fraction <= 1),
         ("stop", "a share of the training steps in [0, 1]", 0 <= method.stop <= 1),
         ("period", "at least 1 step between two topology changes", method.period >= 1),
-        ("warmup", "a number of steps ≥ 0", method.warmup >= 0),
+        ("warmup", "a whole number of steps ≥ 0", method.warmup >= 0 and method.warmup % 1 == 0),
         ("drop_mix", "a share in [0, 1]", 0 <= method.drop_mix <= 1),
         ("grow_mix", "a share in [0, 1]", 0 <= method.grow_mix <= 1),
         ("drop_temperature", "a number ≥ 0", _is_temperature(method.drop_temperature)),
@@ -109,3 +116,22 @@ def _check_course(method: Preset, total_steps: int | None, sparsity: float | Non
         raise ValueError(
             f"schedule {method.schedule!r} with `stop` {method.stop:g} needs `total_steps`, the length of training"
         )
+
+
+def slip(method: Preset, layers: Mapping[str, SparseLinear], course: CourseOfCounts | None) -> str | None:
+    """Why nothing will ever change, though the method would; None where something can."""
+    if not method.changes:
+        return None
+    if not layers:
+        return "the model has no sparse layer; give the `Sparsifier` what `sparsify` returned"
+    now = sum(layer.values.shape[0] for layer in layers.values())
+    end = now if course is None else course(1.0)
+    end = end if isinstance(end, int) else sum(end.values())
+    if course is not None and now <= end:
+        return (
+            f"the model begins with {now:,} connections, and is to end with {end:,}; make it with the method's name, "
+            "`sparsify(model, sparsity, topology=…)`, for it to begin with more"
+        )
+    if method.searches and course is None and all(layer.connections == layer.cells for layer in layers.values()):
+        return "every sparse layer has all its connections; make the model with this method's name and a sparsity"
+    return None

@@ -26,7 +26,7 @@ def check_elementwise(optimizer: Optimizer) -> None:
     """
     if isinstance(optimizer, ELEMENTWISE) or getattr(optimizer, "elementwise", False):
         return
-    known = ", ".join(sorted(kind.__name__ for kind in ELEMENTWISE))
+    known = ", ".join(sorted({kind.__name__ for kind in ELEMENTWISE}))
     raise TypeError(
         f"{type(optimizer).__name__} is not known to be elementwise, so its state cannot follow connections that move; "
         f"use one of {known}, or set `elementwise = True` on your own elementwise optimizer"

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from sparse_core.conv import Unit, reason_against
 from sparse_core.correlated import Correlated
@@ -63,6 +64,9 @@ def plan(
     already = sparse_layers(model)
     if already and sparsity != 0:
         raise ValueError(f"the model has sparse layers already: {', '.join(already)}; sparsify a dense model, once")
+    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise ValueError(f"{', '.join(lazy)} have no shape yet; run one batch through the model first")
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     skipped = _skipped(model, layers, include, exclude, dense if sparsity != 0 else ())
     skipped = _ungrouped(layers, method.group) | skipped
@@ -168,10 +172,22 @@ def _reason_to_skip(model: nn.Module, name: str, layer: nn.Linear | nn.Conv2d) -
         return reason
     if layer._forward_pre_hooks or layer._forward_hooks or layer._backward_pre_hooks or layer._backward_hooks:
         return "it has hooks, one of which may make its weight (as weight_norm does), and the new layer would lose them"
+    if holder := _also_held(model, layer):
+        return f"{holder} holds it, too, where a new layer would not be seen"
     users = [n for n, p in model.named_parameters(remove_duplicate=False) if p is layer.weight]
     if len(users) > 1:
         return f"its weight is tied: {', '.join(users)}"
     return _weight_reader(model, name)
+
+
+def _also_held(model: nn.Module, layer: nn.Module) -> str | None:
+    """The plain list, tuple or dict of a module that holds this layer beside the place where it is registered."""
+    for path, module in model.named_modules():
+        for name, held in vars(module).items():
+            parts = held.values() if isinstance(held, dict) and name != "_modules" else held
+            if isinstance(held, list | tuple | dict) and any(part is layer for part in parts):
+                return f"`{path}.{name}`".replace("`.", "`")
+    return None
 
 
 def _owner(model: nn.Module, name: str) -> nn.Module:

@@ -12,7 +12,7 @@ from sparse_core.maskings import MASKINGS
 from sparse_core.registry import Registry, bound, like, options_of, with_options
 from sparse_core.topology import Regrow
 
-_NOT_CHOSEN = ("summary", "dense", "given", "options", "birth", "own_period", "dense_by_nature", "chosen")
+NOT_CHOSEN = ("summary", "dense", "given", "options", "birth", "own_period", "dense_by_nature", "chosen")
 _OPTIONAL_NUMBERS = ("drop_temperature", "final_drop_temperature", "grow_temperature", "begin")
 
 
@@ -162,7 +162,7 @@ class Preset:
         defaults: dict[str, Any] = {
             each.name: 0.0 if each.name in _OPTIONAL_NUMBERS else "" if each.default is None else each.default
             for each in fields(self)
-            if each.default is not MISSING and each.name not in _NOT_CHOSEN
+            if each.default is not MISSING and each.name not in NOT_CHOSEN
         }
         rules: list[tuple[str | None, Any]] = [
             (self.drop, DROP_RULES), (self.grow, GROW_RULES), (self.prune, DROP_RULES), (self.masking, MASKINGS),

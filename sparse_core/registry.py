@@ -30,6 +30,8 @@ class Registry(Mapping[str, T]):
 
     def add(self, name: str, entry: T) -> None:
         """Make `entry` known as `name`; a name that is taken raises a `ValueError`."""
+        if not isinstance(name, str) or not name or ":" in name:
+            raise ValueError(f"a {self.kind} is registered under a name without a colon, as 'mine', got {name!r}")
         if name in self._entries:
             raise ValueError(f"a {self.kind} called {name!r} is registered already; choose another name")
         self._entries[name] = entry
@@ -63,8 +65,15 @@ class Rules(Registry[T]):
         """Decorator: the function is the rule `name` from now on; `traits` are further fields of a rule."""
 
         def add(choose: F) -> F:
-            self.add(name, self._make(choose, **traits))
+            rule = self._make(choose, **traits)
+            without = [option for option, default in options_of(rule).items() if default is inspect.Parameter.empty]
+            if without:
+                raise ValueError(f"options of {self.kind} {name!r} need defaults: {', '.join(without)}")
+            self.add(name, rule)
             return choose
+
+        if callable(name):
+            raise TypeError(f'a {self.kind} is registered under a name: write the decorator as ("mine")')
 
         return add
 
@@ -125,6 +134,10 @@ def like(default: Any, value: Any, what: str) -> Any:
 
 def hint(name: object, known: Collection[str]) -> str:
     """What a name that is not known may have meant, and what there is."""
+    return f"{meant(name, known)}known: {', '.join(sorted(known)) or 'none'}"
+
+
+def meant(name: object, known: Collection[str]) -> str:
+    """A question after the known name that is most like this one; nothing where none is."""
     near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}known: {', '.join(sorted(known)) or 'none'}"
+    return f"did you mean {near[0]!r}? " if near else ""

@@ -173,7 +173,10 @@ def streamed_largest(
         never = rows == -torch.inf
         scores = rows if signed else rows.abs().masked_fill_(never, -torch.inf)
         if not bool((torch.isfinite(scores) | never).all()):
-            raise FloatingPointError("the growth signal is not finite: training has diverged; lower the learning rate")
+            raise FloatingPointError(
+                "the growth signal is not finite: training has diverged; lower the learning rate. Where a gradient "
+                "scaler has skipped this step, let the change wait: `step(allowed=False)`"
+            )
         first, last = torch.searchsorted(blocked, torch.tensor([start * shape[1], stop * shape[1]])).tolist()
         inside = (blocked[first:last] - start * shape[1]).to(scores.device)
         # A copy: rows may be a slice of something that a rule remembers.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import fields, replace
@@ -26,7 +27,7 @@ from sparse_core.grow import GROW_RULES
 from sparse_core.importance import PathImportance
 from sparse_core.layers import SparseLinear, sparse_layers
 from sparse_core.maskings import MASKINGS, Masks, check_masks
-from sparse_core.method_checks import check_keywords, check_method
+from sparse_core.method_checks import check_keywords, check_method, slip
 from sparse_core.neuron_pruning import NeuronPruning
 from sparse_core.optimizer_state import carry_state, check_elementwise, check_held, rate_of, share_age, warm_up
 from sparse_core.presets import PRESETS, Preset
@@ -35,6 +36,8 @@ from sparse_core.steps import STEP_RULES
 from sparse_core.topology import Regrow, Rewiring
 from sparse_core.view import Constraint, LayerView
 from sparse_core.weight_count import WeightCount
+
+logger = logging.getLogger(__name__)
 
 Rewirings = dict[str, Rewiring]
 
@@ -224,6 +227,8 @@ class Sparsifier:
                 "the loss of the current batch anew and calls `backward()`"
             )
         self.steps += 1
+        if self.steps == 1 and not self.followers and (why := slip(self.choices, self.layers, self._course)):
+            logger.warning("no connection will move: %s", why)
         if not self.choices.changes:
             return {}
         if self.masks is not None:

@@ -116,7 +116,8 @@ class LayerView:
         if self.capture is None or not len(self.capture):
             raise RuntimeError(
                 "gradient growth needs captured inputs and output gradients, but none came: run the model forward and "
-                "backward between two topology changes, with capture not paused"
+                "backward between two topology changes, with capture not paused; a rule of your own that looks at them "
+                "is registered with `needs_capture=True`"
             )
         return self.capture
 

@@ -21,6 +21,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from agents import SparseTD3, td3_kernels
 from agents.autograd_update import AutogradUpdate
@@ -263,6 +264,40 @@ def test_follows_what_happens_between_two_calls(meddle: Callable[[SparseTD3, Spa
         model.train(5, 16)
     assert isinstance(models[0]._update, AutogradUpdate if meddle in (stop_a_layer, exchange_a_module) else FusedUpdate)
     assert_same(*models, 1e-5)
+
+
+@pytest.mark.parametrize("how", ["wrapped", "hooked for all"])
+def test_whoever_looks_at_the_steps_sees_them(how: str) -> None:
+    model, calls = fill(agent()), []
+    optimizer = model.critic.optimizer
+    if how == "wrapped":  # as people clip gradients in SB3, and as learning rate schedulers do
+
+        def step(*given: Any, own: Any = optimizer.step, **options: Any) -> Any:
+            calls.append(optimizer)
+            return own(*given, **options)
+
+        optimizer.step = step
+        model.train(6, 16)
+    else:
+        handle = register_optimizer_step_pre_hook(lambda each, *_: calls.append(each))
+        try:
+            model.train(6, 16)
+        finally:
+            handle.remove()
+    assert calls.count(optimizer) == 6
+    assert isinstance(model._update, AutogradUpdate)
+
+
+def test_another_optimizer_in_the_middle_is_taken() -> None:
+    model = fill(agent(topology="static"))
+    model.train(4, 16)
+    assert isinstance(model._update, FusedUpdate)
+    before = [parameter.detach().clone() for parameter in model.critic.parameters()]
+    model.critic.optimizer = torch.optim.SGD(model.critic.parameters(), lr=1e-3)
+    model.train(4, 16)
+    assert isinstance(model._update, AutogradUpdate)
+    assert not any(torch.equal(*pair) for pair in zip(before, model.critic.parameters(), strict=True))
+    assert not model.critic.optimizer.state  # plain SGD has none: what stepped was this one
 
 
 def test_a_step_hook_is_called() -> None:

@@ -428,6 +428,13 @@ def test_returns_over_several_steps() -> None:
     assert model.changes == 4
 
 
+def test_a_misspelt_argument_is_named() -> None:
+    with pytest.raises(TypeError, match=r"SparseTD3 has no argument 'sparsty'; did you mean 'sparsity'\?"):
+        SparseTD3("MlpPolicy", reach(), sparsty=0.5)
+    with pytest.raises(TypeError, match=r"SparseTD3 has no argument 'polcy_delay'; did you mean 'policy_delay'\?"):
+        SparseTD3("MlpPolicy", reach(), polcy_delay=3)
+
+
 def test_learning_twice() -> None:
     model = agent().learn(60)
     assert model.learn(30).changes == 1  # anew: ten updates
