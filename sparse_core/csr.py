@@ -6,6 +6,7 @@ entries. Outputs are handed out as transposed views, so that a chain of such lay
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparse_core.gemm import no_view, refuse_double_backward
+from sparse_core.gemm import refuse_double_backward
 
 DTYPES = (torch.float32, torch.float64)
 WIDEST = 1 << 16
@@ -90,7 +91,7 @@ def product(inputs: Tensor, layer: Any) -> Tensor:
     if layer.connection_shape:
         values, pointer, columns = values.flatten(), layer.weight_pointer, layer.weight_columns
     if not torch.is_grad_enabled():  # spares the autograd node, which costs more than the product at batch 1
-        return _batch_first(_multiply(_feature_major(inputs), values, bias, pointer, columns), inputs)
+        return _multiply(_feature_major(inputs), values, bias, pointer, columns, inputs.shape[:-1])
     if inputs.requires_grad:
         transpose(layer)
     output: Tensor = CsrLinear.apply(
@@ -121,7 +122,7 @@ class CsrLinear(torch.autograd.Function):
             x, values, row_pointer, columns, transpose_pointer, transpose_columns, transpose_order
         )  # fmt: skip
         ctx.shape = inputs.shape
-        return no_view(_batch_first(_multiply(x, values, bias, row_pointer, columns), inputs))
+        return _multiply(x, values, bias, row_pointer, columns, inputs.shape[:-1])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -154,17 +155,21 @@ def _feature_major(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, tensor.shape[-1]).T.contiguous()
 
 
-def _batch_first(y: Tensor, inputs: Tensor) -> Tensor:
-    """Outputs (out_features, batch) as a view (…, out_features) with the leading shape of the inputs."""
-    return y.T.reshape(*inputs.shape[:-1], y.shape[0])
-
-
-def _multiply(x: Tensor, values: Tensor, bias: Tensor | None, row_pointer: Tensor, columns: Tensor) -> Tensor:
-    """W x + b for x (in_features, batch), outside autograd."""
-    y = x.new_empty(row_pointer.numel() - 1, x.shape[1])
+def _multiply(
+    x: Tensor, values: Tensor, bias: Tensor | None, row_pointer: Tensor, columns: Tensor, leading: Sequence[int]
+) -> Tensor:
+    """W x + b for x (in_features, batch), outside autograd: (*leading, out_features), feature-major in memory."""
+    features = row_pointer.numel() - 1
+    strides, step = [], 1
+    for size in reversed(leading):
+        strides.insert(0, step)
+        step *= size
+    # Not a transposed view of an array: nobody may change such a view in place where an autograd node returns it.
+    outputs = x.new_empty_strided((*leading, features), (*strides, step))
+    y = outputs.T if len(leading) == 1 else outputs.movedim(-1, 0).reshape(features, -1)
     biases = _NO_BIAS[values.dtype] if bias is None else _array(bias)
     kernels().forward(_array(y), _array(x), _array(row_pointer), _array(columns), _array(values), biases, False)
-    return y
+    return outputs
 
 
 def unsigned(columns: Tensor) -> Any:

@@ -70,7 +70,7 @@ HIDDEN = "every hidden layer must be at least 1 wide"
         (dict(topology="rigl:birth=nope"), "no birth called 'nope'"),
         (dict(topology="rigl:redistribute=nope"), "no redistribution called 'nope'"),
         (dict(topology="rigl:period=0"), "`period` must be at least 1 step between two topology changes, got 0"),
-        (dict(topology="rigl:warmup=-1"), "`warmup` must be a number of steps ≥ 0, got -1"),
+        (dict(topology="rigl:warmup=-1"), "`warmup` must be a whole number of steps ≥ 0, got -1"),
         (dict(distribution="er:1"), "must give one positive factor for each of the 2 sparse layers"),
     ],
 )
