@@ -160,7 +160,8 @@ def _multiply(
 ) -> Tensor:
     """W x + b for x (in_features, batch), outside autograd: (*leading, out_features), feature-major in memory."""
     features = row_pointer.numel() - 1
-    strides, step = [], 1
+    strides: list[int] = []
+    step = 1
     for size in reversed(leading):
         strides.insert(0, step)
         step *= size

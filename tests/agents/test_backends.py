@@ -151,6 +151,7 @@ def trajectory(topology: str, backend: Any, updates: int = 200) -> tuple[list[di
     return found, model
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("topology", [pytest.param("set", marks=pytest.mark.slow), "rigl"])
 @pytest.mark.parametrize(
     "backend",

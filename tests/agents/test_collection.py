@@ -207,6 +207,7 @@ def test_results_are_those_of_sb3s_loop(env: str, noise: str, train_freq: tuple[
     assert model._n_updates > 1
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("env", ["Pendulum", "careless"])
 @pytest.mark.parametrize(
     "options",

@@ -47,6 +47,7 @@ def test_targets_share_the_topology_and_counts_end_as_asked(name: str) -> None:
     assert all(torch.isfinite(parameter).all() for parameter in model.policy.parameters())
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("name", METHODS)
 def test_training_goes_on_from_a_file_as_from_memory(name: str, tmp_path: Any) -> None:
     model = trained(name, 7)

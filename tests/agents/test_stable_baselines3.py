@@ -179,6 +179,7 @@ def test_file_of_sb3s_td3_is_named() -> None:
         SparseTD3.load(file)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("made", [agent, lambda: SparseSAC("MlpPolicy", reach(), sparsity=0.5, learning_starts=10)])
 def test_a_deep_copy_learns_on_by_itself(made: Any) -> None:
     model = made().learn(60)

@@ -108,6 +108,7 @@ def test_connections_and_biases_stay(digits: ContinualBenchmark, name: str, isol
     check_all_is_kept(made(digits, name, isolation=isolation, optimizer=optimizer), digits)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("optimizer", ["sgd+momentum", pytest.param("adamw", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("channels", [(), (16, 8)])
 @pytest.mark.parametrize(("name", "isolation"), SUBSPACES)

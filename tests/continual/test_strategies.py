@@ -186,6 +186,7 @@ def test_a_task_still_to_come_is_all_wrong(digits: ContinualBenchmark) -> None:
 # ---- costs
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("norm", ["none", "batch"])
 @pytest.mark.parametrize("name", SUBSPACES)
 def test_costs_are_what_is_held(digits: ContinualBenchmark, name: str, norm: str) -> None:
@@ -214,6 +215,7 @@ def test_costs_are_what_is_held(digits: ContinualBenchmark, name: str, norm: str
     assert [dict(row)["layer"] for row in costs.capacity] == learner.ledger.names
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("name", EACH)
 def test_costs_are_sane(digits: ContinualBenchmark, name: str) -> None:
     learner = learn(made(digits, name), digits)

@@ -34,6 +34,7 @@ def walk(env: envs.Replayable, steps: int) -> Iterator[Step]:
             yield env.reset()[0].tobytes(), 0.0, False, False
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("id", envs.names())
 @pytest.mark.parametrize("before", [0, 1, 37, 130])
 def test_goes_on_bit_for_bit(id: str, before: int) -> None:
