@@ -292,3 +292,8 @@ class SparseLinear(Connectivity):
 def sparse_layers(model: nn.Module) -> dict[str, SparseLinear]:
     """Every sparse layer of a model by its name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
+
+
+def learning(layers: Mapping[str, SparseLinear]) -> dict[str, SparseLinear]:
+    """Those whose values learn: in others no gradient would ever reach a connection that came."""
+    return {name: layer for name, layer in layers.items() if layer.values.requires_grad}

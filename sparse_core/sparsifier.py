@@ -25,14 +25,14 @@ from sparse_core.draws import generators, whole
 from sparse_core.drop import DROP_RULES, DropRule
 from sparse_core.grow import GROW_RULES
 from sparse_core.importance import PathImportance
-from sparse_core.layers import SparseLinear, sparse_layers
+from sparse_core.layers import SparseLinear, learning, sparse_layers
 from sparse_core.maskings import MASKINGS, Masks, check_masks
 from sparse_core.method_checks import check_keywords, check_method, slip
 from sparse_core.neuron_pruning import NeuronPruning
-from sparse_core.optimizer_state import carry_state, check_elementwise, check_held, rate_of, share_age, warm_up
+from sparse_core.optimizer_state import carry_state, check_elementwise, check_held, share_age, warm_up
 from sparse_core.presets import PRESETS, Preset
 from sparse_core.schedules import SCHEDULES, Every
-from sparse_core.steps import STEP_RULES
+from sparse_core.steps import StepRuns
 from sparse_core.topology import Regrow, Rewiring
 from sparse_core.view import Constraint, LayerView
 from sparse_core.weight_count import WeightCount
@@ -148,36 +148,27 @@ class Sparsifier:
         if importance is None and any(rule.needs_importance for rule in rules):
             importance = PathImportance(self.layers)
         self.importance = importance
+        rule = method.step_rule
+        runs = None if rule is None else StepRuns(rule, self.layers, self._marks, optimizer, self._generators)
+        self._around = [each for each in (importance, runs, self.masks) if each is not None]
         self._attach()
         self._captures.arm(0, False)
 
     def _attach(self) -> None:
         self._hooks: list[RemovableHandle] = []
-        if self.importance is not None or self.choices.step_rule or self.masks is not None:
+        if self._around:
             self._hooks = [
                 self.optimizer.register_step_pre_hook(self._before_step),
                 self.optimizer.register_step_post_hook(self._after_step),
             ]
 
     def _before_step(self, *_: Any) -> None:
-        if self.importance is not None:
-            self.importance.before_step()
-        if self.choices.step_rule:
-            for name, layer in self._learning().items():
-                STEP_RULES[self.choices.step_rule].before(layer.values.detach(), self._marks[name])
-        if self.masks is not None:
-            self.masks.before_step()
+        for each in self._around:
+            each.before_step()
 
     def _after_step(self, *_: Any) -> None:
-        if self.importance is not None:
-            self.importance.after_step()
-        if self.choices.step_rule:
-            rule = STEP_RULES[self.choices.step_rule]
-            for name, layer in self._learning().items():
-                with torch.no_grad():
-                    rule.after(layer.values, self._marks[name], rate_of(self.optimizer, layer), self._generators[name])
-        if self.masks is not None:
-            self.masks.after_step()
+        for each in self._around:
+            each.after_step()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_hooks": []}
@@ -256,15 +247,15 @@ class Sparsifier:
         neurons = self.neurons
         if self.choices.pruned_neurons and self.way >= self.choices.neurons_from:
             neurons = neurons.more(self.layers, self.constraints, self.choices.pruned_neurons)
-        learning = self._learning()
-        views = {name: self._view(name, layer, memory[name], neurons) for name, layer in learning.items()}
+        layers = learning(self.layers)
+        views = {name: self._view(name, layer, memory[name], neurons) for name, layer in layers.items()}
         if self._wants_closure and closure is not None:
             with self.paused():
-                shares = flow_shares(learning, closure)
+                shares = flow_shares(layers, closure)
             views = {name: replace(view, flow_shares=shares[name]) for name, view in views.items()}
         target = None if self._course is None else self._course(self.way)
         if isinstance(target, int):  # in all: less what stays
-            target -= sum(layer.values.shape[0] for name, layer in self.layers.items() if name not in learning)
+            target -= sum(layer.values.shape[0] for name, layer in self.layers.items() if name not in layers)
         method = self._warmed()
         rewirings = method.change(
             views, self.fraction(self.steps), target, neurons.lost(views) if neurons.gone else None
@@ -292,15 +283,12 @@ class Sparsifier:
         if self.masks is not None:
             raise ValueError("masked layers keep all their weights; make them sparse with `to_sparse` first")
         neurons = self.neurons.more(self.layers, self.constraints, share)
-        views = {name: self._view(name, layer, self._memory[name], neurons) for name, layer in self._learning().items()}
+        layers = learning(self.layers)
+        views = {name: self._view(name, layer, self._memory[name], neurons) for name, layer in layers.items()}
         rewirings = Method(None, None).change(views, 0.0, lost=neurons.lost(views))
         self.neurons = neurons
         self._apply_all(rewirings, dict.fromkeys(rewirings))
         return rewirings
-
-    def _learning(self) -> dict[str, SparseLinear]:
-        """The layers whose connections may move: a gradient would never reach what grew in the others."""
-        return {name: layer for name, layer in self.layers.items() if layer.values.requires_grad}
 
     def _apply_all(self, rewirings: Rewirings, births: Mapping[str, Tensor | None]) -> None:
         self._weights.sum_up(self.steps)
