@@ -91,7 +91,13 @@ class FusedUpdate:
         states = [state for optimizer in optimizers for state in optimizer.state.values()]
         first = [optimizer.param_groups[0] for optimizer in optimizers]
         groups = [
-            (id(optimizer), group.get("betas"), group.get("warmup", 0), len(optimizer.param_groups))
+            (
+                id(optimizer),
+                "step" in vars(optimizer),
+                group.get("betas"),
+                group.get("warmup", 0),
+                len(optimizer.param_groups),
+            )
             for group, optimizer in zip(first, optimizers, strict=True)
         ]
         return [*self._watch.now(), *(id(tensor) for state in states for tensor in state.values()), *groups]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -147,13 +148,18 @@ class SparseAgent(MovingTopologies):
             self._setup_model()
 
     def _check_arguments(self, given: Mapping[str, Any]) -> None:
-        makers = [vars(kind)["__init__"] for kind in type(self).__mro__ if "__init__" in vars(kind)]
-        known = sorted({name for each in makers for name in signature(each).parameters} - {"args", "kwargs"})
+        known: dict[str, Parameter] = {}
+        for kind in type(self).__mro__:
+            if "__init__" in vars(kind):
+                own = signature(vars(kind)["__init__"]).parameters
+                known |= own
+                if all(each.kind is not Parameter.VAR_KEYWORD for each in own.values()):
+                    break  # what it does not name goes no further
         for name in given:
             if name not in known:
                 raise TypeError(
-                    f"{type(self).__name__} has no argument {name!r}; {meant(name, known)}its own and those of SB3's "
-                    "algorithm are listed by `help`"
+                    f"{type(self).__name__} has no argument {name!r}; {meant(name, known)}it takes its own and those "
+                    f"of {kind.__module__.partition('.')[0]}'s {kind.__name__}"
                 )
 
     def _check_policy(self, policy: object) -> None:
@@ -181,8 +187,9 @@ class SparseAgent(MovingTopologies):
     def _choose_buffer(self) -> None:
         """Take a replay buffer of ours where the user leaves that to the agent; plain long returns are SB3's own."""
         special = self.replay_options.onset > 0 or self.replay_options.minimum is not None
-        if self._vec_normalize_env is not None and self.observation_space.dtype == np.float64:
-            # Rows are normalised when they are sampled: what float32 lost before would be missing then.
+        if self._scales_float64:  # when rows are sampled: what float32 lost before would be missing then
+            if self.replay_buffer_class is Float32ReplayBuffer:  # of an agent that was saved without
+                self.replay_buffer_class = None
             if special:
                 raise ValueError(
                     "`n_step_onset` and `buffer_min` are for the agent's own replay buffer, which keeps float32: too "
@@ -195,6 +202,22 @@ class SparseAgent(MovingTopologies):
             raise ValueError(
                 "`n_step_onset` and `buffer_min` are for the agent's own replay buffer; leave "
                 "`replay_buffer_class` and `optimize_memory_usage` out, or these settings"
+            )
+
+    @property
+    def _scales_float64(self) -> bool:
+        """Whether `VecNormalize` has yet to scale float64 observations."""
+        normalising = self._vec_normalize_env
+        return normalising is not None and normalising.norm_obs and self.observation_space.dtype == np.float64
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """As SB3's; warns where the replay buffer keeps less than `VecNormalize` would need."""
+        super().set_env(env, force_reset)
+        if self._scales_float64 and isinstance(self.replay_buffer, Float32ReplayBuffer):
+            warnings.warn(
+                "the replay buffer keeps float32 of observations that `VecNormalize` has yet to scale; where they are "
+                "large, make the agent with this environment, or load it with it",
+                stacklevel=2,
             )
 
     def _settle_backends(self) -> None:

@@ -25,9 +25,6 @@ class Backend:
     """A SparseLinear -> bytes of dense scratch that it holds from forward to backward, and more while in its pass."""
     convolve: Callable[[Tensor, Any], Tensor] | None = None
     """Images (B, C, H, W), a SparseConv2d -> its outputs; without it, patches of the images go to `product`."""
-    moves: bool = True
-    """Whether those tensors are buffers, which go where the layer goes. Else they stay on the CPU, and what walks over
-    the buffers of two models side by side (averages of weights, `DistributedDataParallel`) does not meet them."""
     traceable: bool = False
     """Whether torch's compiler may look into `product`; else it calls it as it is."""
 
@@ -57,5 +54,5 @@ def gemm_scratch_bytes(layer: Any) -> tuple[int, int]:
 
 
 BACKENDS.add("gemm", Backend(gemm, gemm_index, gemm_scratch_bytes, convolve, traceable=True))
-BACKENDS.add("csr", Backend(csr.product, csr.index, moves=False))
+BACKENDS.add("csr", Backend(csr.product, csr.index))
 BACKENDS.add("rows", Backend(rows.product, rows.index, rows.scratch_bytes))

@@ -81,13 +81,13 @@ class Connectivity(nn.Module):
     @property
     def positions(self) -> Tensor:
         """Flat positions of the movable connections, (n,) int64, ascending; kept by `gemm`, else worked out."""
-        kept = self._buffers.get("gemm_positions")
+        kept = getattr(self, "gemm_positions", None)
         return self.split_positions()[0] if kept is None else kept
 
     @property
     def frozen_positions(self) -> Tensor:
         """Flat positions of the frozen connections, int64, ascending."""
-        kept = self._buffers.get("gemm_frozen_positions")
+        kept = getattr(self, "gemm_frozen_positions", None)
         return self.split_positions()[1] if kept is None else kept
 
     def effective_bias(self) -> Tensor | None:
@@ -193,7 +193,8 @@ class Connectivity(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         # The indices tell the outputs, but not the inputs: those of a narrower layer would fit into a wider one.
         if hasattr(destination, "_metadata"):
-            destination._metadata[prefix[:-1]]["in_features"] = self.in_features
+            own = {"in_features": self.in_features, "weights_per_connection": self.weights_per_connection}
+            destination._metadata[prefix[:-1]].update(own)
 
     def _load_from_state_dict(
         self,
@@ -209,19 +210,29 @@ class Connectivity(nn.Module):
         incoming = {name: state_dict[prefix + name] for name in own if prefix + name in state_dict}
         if len(incoming) < len(own):  # parts of two topologies do not make one: all or nothing
             missing_keys += [prefix + name for name in own if name not in incoming]
-            unexpected_keys += [name for name in state_dict if "." not in name.removeprefix(prefix)]
+            known = {prefix + name for name in (*_PERSISTENT, *self._modules)}
+            unexpected_keys += [
+                name for name in state_dict if name.startswith(prefix) and not known & {name, name.rpartition(".")[0]}
+            ]
             return
-        inputs = local_metadata.get("in_features", self.in_features)
-        if inputs != self.in_features:
-            raise ValueError(
-                f"{prefix[:-1] or 'the layer'} has {self.in_features} inputs, but what is loaded was made for {inputs}"
-            )
+        self._check_origin(prefix[:-1] or "the layer", local_metadata)
         self._check_incoming(prefix, incoming)
         for name, tensor in incoming.items():
             if own[name].shape != tensor.shape:
                 assign(self, name, own[name].new_empty(tensor.shape))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, *args)
         self._index()
+
+    def _check_origin(self, name: str, metadata: dict[str, Any]) -> None:
+        """Raise for a state of another kind of layer, where it says of what kind."""
+        each, inputs = (metadata.get(what, getattr(self, what)) for what in ("weights_per_connection", "in_features"))
+        if each != self.weights_per_connection:
+            raise ValueError(
+                f"{name} has {self.weights_per_connection} weights in a connection, but what is loaded was made with "
+                f"{each}; use the same `conv_unit`"
+            )
+        if inputs != self.in_features:
+            raise ValueError(f"{name} has {self.in_features} inputs, but what is loaded was made for {inputs}")
 
     def _check_incoming(self, prefix: str, incoming: dict[str, Tensor]) -> None:
         """Raise for a damaged or foreign file, before it becomes an index out of bounds."""

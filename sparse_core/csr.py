@@ -1,7 +1,7 @@
 """The `csr` backend: compiled kernels that touch connections only, on the CPU.
 
 Inside, arrays are feature-major (features, batch): each connection is one multiply-add over contiguous batch
-entries. Outputs are handed out as transposed views, so that a chain of such layers never copies.
+entries. Outputs lie so in memory, too, so that a chain of such layers never copies.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -241,15 +241,22 @@ class SparseLinear(Connectivity):
         assign(self, "bias_outputs", self._movable_biases() if self.frozen_bias.numel() else self.frozen_bias.long())
 
     def derive(self, tensors: Mapping[str, Tensor]) -> None:
-        """Keep what a backend has worked out from the indices; no checkpoint holds it."""
+        """Keep what a backend has worked out from the indices; no checkpoint holds it.
+
+        Plain attributes: what goes over the buffers of two models side by side, as averages of weights do, would
+        stumble over those of which only one has been used.
+        """
         for name, tensor in tensors.items():
-            if hasattr(self, name):
-                pass
-            elif BACKENDS[self.backend].moves:
-                self.register_buffer(name, tensor[:0].to(self.columns.device, copy=True), persistent=False)
-            else:
-                setattr(self, name, tensor[:0].clone())
+            if not hasattr(self, name):
+                setattr(self, name, tensor[:0].to(self.columns.device, copy=True))
             assign(self, name, tensor)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name in self._derived:
+            if name in vars(self):  # a buffer in a layer that was pickled when they were some
+                setattr(self, name, fn(getattr(self, name)))
+        return self
 
     @property
     def derived(self) -> dict[str, Tensor]:

@@ -47,6 +47,12 @@ def check_method(method: Preset, capture_stride: int, total_steps: int | None, s
         raise ValueError("`pruned_neurons` needs `total_steps`, the length of training, or `neurons_from=0`")
 
 
+_NUMBERS = (
+    "drop_fraction", "stop", "period", "warmup", "drop_mix", "grow_mix", "pruned_neurons", "neurons_from",
+    "drop_temperature", "final_drop_temperature", "grow_temperature",
+)  # fmt: skip
+
+
 def check_choices(method: Preset) -> None:
     """Raise a `ValueError` for a name that is not known or a number out of range, whatever the model and training."""
     parts: list[tuple[str | float | None, Registry[Any]]] = [
@@ -57,9 +63,9 @@ def check_choices(method: Preset) -> None:
     for name, registry in parts:
         if isinstance(name, str):
             registry[name]
-    for each in ("drop_fraction", "stop", "period", "warmup", "drop_mix", "grow_mix"):
+    for each in _NUMBERS:
         given = getattr(method, each)
-        if isinstance(given, bool) or not isinstance(given, Real):
+        if given is not None and (isinstance(given, bool) or not isinstance(given, Real)):
             raise ValueError(f"`{each}` must be a number, got {given!r}")
     for number, what, is_right in (
         ("drop_fraction", "in [0, 1]", 0 <= method.drop_fraction <= 1),
@@ -118,20 +124,25 @@ def _check_course(method: Preset, total_steps: int | None, sparsity: float | Non
         )
 
 
-def slip(method: Preset, layers: Mapping[str, SparseLinear], course: CourseOfCounts | None) -> str | None:
+def slip(
+    method: Preset, layers: Mapping[str, SparseLinear], course: CourseOfCounts | None, followed: bool
+) -> str | None:
     """Why nothing will ever change, though the method would; None where something can."""
     if not method.changes:
         return None
     if not layers:
+        if followed:  # an agent's network, which may be dense on purpose
+            return None
         return "the model has no sparse layer; give the `Sparsifier` what `sparsify` returned"
     now = sum(layer.values.shape[0] for layer in layers.values())
     end = now if course is None else course(1.0)
     end = end if isinstance(end, int) else sum(end.values())
-    if course is not None and now <= end:
+    if course is not None and now == end and method.drop is None:
         return (
             f"the model begins with {now:,} connections, and is to end with {end:,}; make it with the method's name, "
             "`sparsify(model, sparsity, topology=…)`, for it to begin with more"
         )
-    if method.searches and course is None and all(layer.connections == layer.cells for layer in layers.values()):
+    full = method.searches and course is None and not method.pruned_neurons
+    if full and all(layer.connections == layer.cells for layer in layers.values()):
         return "every sparse layer has all its connections; make the model with this method's name and a sparsity"
     return None

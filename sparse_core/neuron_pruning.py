@@ -42,8 +42,7 @@ class NeuronPruning:
 
         A neuron's importance is Σ|w| over its incoming connections; ties go to the lowest index. Neurons that have a
         frozen connection or bias, or that a constraint keeps from growing, belong to somebody else and stay, and so do
-        those of which a layer does not learn. Where a
-        layer would be left without a connection, none goes.
+        those of which a layer does not learn. Where a layer would be left without a connection, none goes.
 
         Args:
             layers: the model's sparse layers.

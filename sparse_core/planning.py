@@ -172,22 +172,10 @@ def _reason_to_skip(model: nn.Module, name: str, layer: nn.Linear | nn.Conv2d) -
         return reason
     if layer._forward_pre_hooks or layer._forward_hooks or layer._backward_pre_hooks or layer._backward_hooks:
         return "it has hooks, one of which may make its weight (as weight_norm does), and the new layer would lose them"
-    if holder := _also_held(model, layer):
-        return f"{holder} holds it, too, where a new layer would not be seen"
     users = [n for n, p in model.named_parameters(remove_duplicate=False) if p is layer.weight]
     if len(users) > 1:
         return f"its weight is tied: {', '.join(users)}"
     return _weight_reader(model, name)
-
-
-def _also_held(model: nn.Module, layer: nn.Module) -> str | None:
-    """The plain list, tuple or dict of a module that holds this layer beside the place where it is registered."""
-    for path, module in model.named_modules():
-        for name, held in vars(module).items():
-            parts = held.values() if isinstance(held, dict) and name != "_modules" else held
-            if isinstance(held, list | tuple | dict) and any(part is layer for part in parts):
-                return f"`{path}.{name}`".replace("`.", "`")
-    return None
 
 
 def _owner(model: nn.Module, name: str) -> nn.Module:

@@ -35,7 +35,7 @@ class Capture:
     def add(self, inputs: Tensor, gradients: Tensor) -> None:
         """Keep one backward pass: inputs (B, in_features, …) and output gradients (B, out_features, …)."""
         # Copies: the caller may fill the same input buffer with the next batch. Row after row, as a checkpoint gives
-        # them back: `csr` hands out transposed views, and sums in another order round otherwise.
+        # them back: the outputs of `csr` lie in columns, and sums in another order round otherwise.
         kept_inputs, kept_gradients = (each.detach().clone(memory_format=ROWS) for each in (inputs, gradients))
         self._pairs.append((self.batch, kept_inputs, kept_gradients))
         kept = sorted({batch for batch, _, _ in self._pairs})[-self.batches :]

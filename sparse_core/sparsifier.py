@@ -148,13 +148,13 @@ class Sparsifier:
         if importance is None and any(rule.needs_importance for rule in rules):
             importance = PathImportance(self.layers)
         self.importance = importance
-        rule = method.step_rule
-        runs = None if rule is None else StepRuns(rule, self.layers, self._marks, optimizer, self._generators)
-        self._around = [each for each in (importance, runs, self.masks) if each is not None]
         self._attach()
         self._captures.arm(0, False)
 
     def _attach(self) -> None:
+        rule = self.choices.step_rule
+        runs = None if rule is None else StepRuns(rule, self.layers, self._marks, self.optimizer, self._generators)
+        self._around = [each for each in (self.importance, runs, self.masks) if each is not None]
         self._hooks: list[RemovableHandle] = []
         if self._around:
             self._hooks = [
@@ -171,7 +171,7 @@ class Sparsifier:
             each.after_step()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_hooks": []}
+        return {**self.__dict__, "_hooks": [], "_around": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -218,7 +218,7 @@ class Sparsifier:
                 "the loss of the current batch anew and calls `backward()`"
             )
         self.steps += 1
-        if self.steps == 1 and not self.followers and (why := slip(self.choices, self.layers, self._course)):
+        if self.steps == 1 and (why := slip(self.choices, self.layers, self._course, bool(self.followers))):
             logger.warning("no connection will move: %s", why)
         if not self.choices.changes:
             return {}
@@ -255,7 +255,13 @@ class Sparsifier:
             views = {name: replace(view, flow_shares=shares[name]) for name, view in views.items()}
         target = None if self._course is None else self._course(self.way)
         if isinstance(target, int):  # in all: less what stays
-            target -= sum(layer.values.shape[0] for name, layer in self.layers.items() if name not in layers)
+            still = {name: layer.values.shape[0] for name, layer in self.layers.items() if name not in layers}
+            if still and target - sum(still.values()) < len(layers):
+                raise ValueError(
+                    f"{', '.join(map(repr, still))} do not learn and so keep {sum(still.values()):,} connections, but "
+                    f"all layers are to have {target:,}; let them learn, or choose a lower sparsity"
+                )
+            target -= sum(still.values())
         method = self._warmed()
         rewirings = method.change(
             views, self.fraction(self.steps), target, neurons.lost(views) if neurons.gone else None

@@ -86,6 +86,7 @@ def sparsify(
         _check_topologies(topologies, wanted)
     for name, reason in chosen.skipped.items():
         logger.info("%s stays dense: %s", name or "the model", reason)
+    swapped = {}
     for name in wanted:
         dense_layer = model.get_submodule(name)
         assert isinstance(dense_layer, nn.Linear | nn.Conv2d)
@@ -93,15 +94,31 @@ def sparsify(
         layer.masking = None if masking is None else masking.choose(layer, chosen.multiplied[name])
         if not name:
             return layer
+        swapped[id(dense_layer)] = layer
         parent = model.get_submodule(name.rpartition(".")[0])
         setattr(parent, name.rpartition(".")[2], layer)
         if isinstance(parent, nn.TransformerEncoderLayer):
             # Its inference fast path reads `.weight`; this flag sends it the ordinary way.
             parent.activation_relu_or_gelu = 0
+    _swap_in_containers(model, swapped)
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder) and sparse_layers(module):
             module.use_nested_tensor = False  # the same fast path, one level up
     return model
+
+
+def _swap_in_containers(model: nn.Module, swapped: Mapping[int, nn.Module]) -> None:
+    """Let the plain lists, dicts and tuples that modules hold beside their layers hold the new ones, too."""
+    for module in model.modules():
+        for name, held in vars(module).items():
+            if name == "_modules":
+                continue
+            if isinstance(held, list):
+                held[:] = [swapped.get(id(each), each) for each in held]
+            elif isinstance(held, dict):
+                held.update({key: swapped[id(each)] for key, each in held.items() if id(each) in swapped})
+            elif type(held) is tuple and any(id(each) in swapped for each in held):
+                vars(module)[name] = tuple(swapped.get(id(each), each) for each in held)
 
 
 def _wanted(model: nn.Module, chosen: Plan, full: bool) -> dict[str, tuple[tuple[int, int], int]]:

@@ -467,3 +467,14 @@ def test_seed_decides_the_run(topology: str) -> None:
     assert all(not torch.equal(weights, differing[name]) for name, weights in dense_state(first).items())
     ours, theirs = topologies(first), topologies(other)
     assert all(ours[name] != theirs[name] for name in ours)
+
+
+def test_a_normalised_environment_later_is_taken_or_told(tmp_path: Path) -> None:
+    agent().save(tmp_path / "plain.zip")
+    normalised = VecNormalize(DummyVecEnv([reach]))
+    loaded = SparseTD3.load(tmp_path / "plain.zip", env=normalised, device="cpu")
+    assert loaded.replay_buffer.observations.dtype == np.float64
+    with pytest.warns(UserWarning, match="the replay buffer keeps float32 of observations that `VecNormalize` has yet"):
+        agent().set_env(normalised)
+    unscaled = agent(VecNormalize(DummyVecEnv([reach]), norm_obs=False))  # rewards only
+    assert unscaled.replay_buffer.observations.dtype == np.float32

@@ -287,9 +287,9 @@ def test_a_damaged_state_is_refused_and_nothing_changes(
 
 def test_a_state_of_the_other_unit_is_refused() -> None:
     kernels, weights = conv_of("kernel"), conv_of("weight")
-    with pytest.raises(ValueError, match="has 3 inputs, but what is loaded was made for 18"):
+    with pytest.raises(ValueError, match="has 6 weights in a connection, but what is loaded was made with 1;"):
         kernels.load_state_dict(weights.state_dict())
-    with pytest.raises(ValueError, match="has 18 inputs, but what is loaded was made for 3"):
+    with pytest.raises(ValueError, match="has 1 weights in a connection, but what is loaded was made with 6"):
         weights.load_state_dict(kernels.state_dict())
     # Tensors alone, as a checkpoint has them.
     with pytest.raises(ValueError, match=re.escape("`columns` must lie in [0, 3)")):

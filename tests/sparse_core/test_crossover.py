@@ -370,7 +370,7 @@ def test_use_backend(before: str, after: str, asked: list[str]) -> None:
     assert layer.backend == after
     assert layer.values is values
     assert torch.equal(layer.values.grad, gradient)
-    ours, theirs = dict(layer.named_buffers()), dict(twin.named_buffers())
+    ours, theirs = ({**dict(each.named_buffers()), **each.derived} for each in (layer, twin))
     assert {name: tensor.tolist() for name, tensor in ours.items()} == {
         name: tensor.tolist() for name, tensor in theirs.items()
     }

@@ -17,7 +17,7 @@ from sparse_core import (
     Sparsifier,
     drop_rule,
     grow_rule,
-    plan,
+    sparse_layers,
     sparsify,
 )
 
@@ -53,6 +53,23 @@ def test_a_model_that_is_as_sparse_already_is_said(caplog: pytest.LogCaptureFixt
     heard = said(sparsify(dense(), 0.6), "gmp", caplog, sparsity=0.6)
     assert heard.startswith("no connection will move: the model begins with 122 connections, and is to end with 122;")
     assert said(sparsify(dense(), 0.6, topology="gmp"), "gmp", caplog, sparsity=0.6) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "made_for", "choices"),
+    [
+        ("granet", "static", {"sparsity": 0.6}),  # exchanges, too
+        ("mest-soft", "static", {"sparsity": 0.6}),
+        ("set:pruned_neurons=0.3:neurons_from=0", "gmp", {}),  # takes neurons out
+    ],
+)
+def test_what_moves_all_the_same_is_not_said(
+    name: str, made_for: str, choices: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = sparsify(dense(), 0.6, topology=made_for)
+    before = [layer.topology for layer in sparse_layers(model).values()]
+    assert said(model, name, caplog, **choices) == ""
+    assert [layer.topology for layer in sparse_layers(model).values()] != before
 
 
 def test_full_layers_are_said(caplog: pytest.LogCaptureFixture) -> None:
@@ -108,30 +125,27 @@ def test_numbers_that_are_none(choices: dict[str, Any], message: str) -> None:
         Sparsifier.preset("set", model, Adam(model.parameters()), **choices)
 
 
-# Layers that a new one could not replace
+# Models
 
 
-def test_a_layer_that_is_also_held_in_a_list_stays_dense() -> None:
+def test_layers_are_also_replaced_in_plain_containers() -> None:
     class Ordered(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.first, self.second, self.head = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 2)
             self.order = [self.first, self.second]
-            self.named = {"head": self.head}
+            self.named, self.pair = {"head": self.head}, (self.first, self.head)
 
         def forward(self, x: Tensor) -> Tensor:
             for layer in self.order:
                 x = layer(x).relu()
             return self.named["head"](x)
 
-    model = Ordered()
-    assert plan(model, 0).skipped == {
-        "first": "`order` holds it, too, where a new layer would not be seen",
-        "second": "`order` holds it, too, where a new layer would not be seen",
-        "head": "`named` holds it, too, where a new layer would not be seen",
-    }
-    with pytest.raises(ValueError, match="no layer of this model can be made sparse"):
-        sparsify(model, 0.5)
+    model = sparsify(Ordered(), 0.5, distribution="uniform", dense=())
+    assert model.order == [model.first, model.second]
+    assert (model.named, model.pair) == ({"head": model.head}, (model.first, model.head))
+    model(torch.randn(4, 6)).sum().backward()
+    assert all(layer.values.grad is not None for layer in (model.first, model.second, model.head))
 
 
 def test_a_lazy_model_is_asked_to_run_first() -> None:
@@ -147,6 +161,6 @@ def test_a_dense_checkpoint_is_not_taken_in_silence() -> None:
     model = sparsify(dense(), 0.5)
     missing, unexpected = model.load_state_dict(before.state_dict(), strict=False)
     assert {"0.values", "0.columns", "2.values"} <= set(missing)
-    assert set(unexpected) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert set(unexpected) == {"0.weight", "2.weight"}
     with pytest.raises(RuntimeError, match=r"Unexpected key.*0\.weight"):
         model.load_state_dict(before.state_dict())

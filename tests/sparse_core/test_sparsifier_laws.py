@@ -171,7 +171,7 @@ def test_a_target_network_follows_every_change(name: str) -> None:
         assert torch.isfinite(layer.values).all()
 
 
-@pytest.mark.parametrize("backend", ["gemm", "csr", "rows"])
+@pytest.mark.parametrize("backend", ["gemm", "csr", "rows", "auto"])
 def test_averaged_weights_are_those_of_the_same_connections(backend: str) -> None:
     model = network("set")
     for layer in sparse_layers(model).values():
@@ -252,6 +252,18 @@ def test_a_frozen_layer_stays_out_of_the_changes() -> None:
     assert changes["0"].dropped.numel() > 0
     assert changes["2"].after.numel() == 0
     assert sparsifier.layers["2"].topology == before
+
+
+def test_layers_that_keep_too_much_are_named() -> None:
+    model = network("snip")
+    sparse_layers(model)["2"].requires_grad_(False)  # 256 of the network's 384 cells
+    optimizer = OPTIMIZERS["ours"](model.parameters())
+    sparsifier = sparsifier_of("snip", model, optimizer, sparsity=0.9, period=1)
+    learn(model, optimizer, 0, 6)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"'2' do not learn and so keep 256 connections, but all layers are to have"):
+        sparsifier.step()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize("held", [True, False])
