@@ -84,6 +84,7 @@ def test_saved_ages_are_those_of_the_connections() -> None:
         assert age[~grown].max() == 30
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("topology", METHODS)
 @pytest.mark.parametrize("steps", [pytest.param(50, marks=pytest.mark.slow), 57])
 def test_training_goes_on_from_a_file_as_from_memory(topology: str, steps: int) -> None:

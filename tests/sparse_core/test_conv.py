@@ -131,6 +131,7 @@ def test_backends_can_be_exchanged(unit: str) -> None:
     assert settle(nn.Sequential(conv), 4) == {"0": "gemm"}
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("unit", UNITS)
 def test_a_compiled_convolution_agrees(unit: str) -> None:
     torch._dynamo.reset()

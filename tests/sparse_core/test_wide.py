@@ -51,6 +51,7 @@ def test_65536_wide_trains_within_3_gb() -> None:
 WIDTH, COUNT = 1 << 20, 100_000  # dense: 4 TB
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("backend", ["csr", "auto"])
 @pytest.mark.parametrize("preset", ["set", "static"])
 def test_nothing_is_as_large_as_outputs_times_inputs(backend: str, preset: str) -> None:
