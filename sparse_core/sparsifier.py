@@ -138,7 +138,7 @@ class Sparsifier:
         self._course = course_of_counts(method, model, self.layers, sparsity)
         self.steps = 0
         self.changes = 0
-        self._shown = 0
+        self._shown = self._looked = 0
         self._pending = False
         self._weights = WeightCount(self.layers)
         if method.warmup:
@@ -269,6 +269,7 @@ class Sparsifier:
         births = {name: self._births(views[name], rewiring) for name, rewiring in rewirings.items()}
         self._pending, self._memory, self.neurons = False, memory, neurons
         self._captures.drop()
+        self._looked += self.choices.capture_batches if self.needs_capture else 0
         self._apply_all(rewirings, births)
         return rewirings
 
@@ -328,8 +329,7 @@ class Sparsifier:
     @property
     def looks(self) -> int:
         """Batches of which gradients of places without a connection were worked out: before changes, or all of them."""
-        before_changes = self.changes * self.choices.capture_batches if self.needs_capture else 0
-        return self._shown if self._captures.are_shown else before_changes
+        return self._shown if self._captures.are_shown else self._looked
 
     @property
     def remembered_bytes(self) -> int:
@@ -426,6 +426,7 @@ class Sparsifier:
             "steps": self.steps,
             "changes": self.changes,
             "shown": self._shown,
+            "looked": self._looked,
             "pending": self._pending,
             "generators": {name: generator.get_state() for name, generator in self._generators.items()},
             "captures": self._captures.state_dict(),
@@ -446,6 +447,7 @@ class Sparsifier:
             )
         self.steps, self.changes, self._pending = state["steps"], state["changes"], state["pending"]
         self._shown = state.get("shown", self.steps)
+        self._looked = state.get("looked", self.changes * self.choices.capture_batches if self.needs_capture else 0)
         if self.importance is not None and state.get("importance") is not None:
             self.importance.load_state_dict(state["importance"])
         self.neurons = replace(self.neurons, gone=dict(state.get("pruned_neurons", {})))

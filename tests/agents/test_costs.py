@@ -51,6 +51,32 @@ def test_gradient_growth_costs_a_dense_gradient_each_time() -> None:
     assert training_cost(random, 10, 30) == before
 
 
+def test_growth_by_some_gradients_costs_as_many_as_there_are_connections() -> None:
+    model = fill(
+        agent(topology="gse", period=4, actor_sparsity=0.25, critic_sparsity=0.5, total_updates=100, **TINY)
+    )
+    before = training_cost(model, 10, 30)
+    model.train(10, 8)
+    assert model.changes == 2
+    assert training_cost(model, 10, 30) - before == 2 * (2 * 8 * 7 + 2 * (2 * 8 * 8))
+
+
+def test_growth_by_gradient_keeps_its_batches() -> None:
+    rigl, plain = (
+        fill(
+            agent(
+                topology=name, backend="gemm", actor_sparsity=0.25, critic_sparsity=0.5, capture_batches=2, period=4,
+                total_updates=100, **TINY,
+            )
+        )
+        for name in ("rigl", "set")
+    )  # fmt: skip
+    for each in (rigl, plain):
+        each.train(2, 8)
+    # Two batches of 8: inputs and output gradients of the layer 3→4 and of both 5→4, 4 bytes each.
+    assert training_memory(rigl).scratch - training_memory(plain).scratch == 16 * (7 + 9 + 9) * 4
+
+
 def test_who_watches_training_is_charged_for_what_it_saw_and_keeps() -> None:
     options: dict[str, Any] = dict(
         actor_sparsity=0.25, critic_sparsity=0.5, capture_batches=2, period=4, total_updates=100, **TINY

@@ -81,10 +81,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "nothing dense": dict(dense=[]),
     "normalised": dict(norm="layer"),
     "normalised, gemm": dict(norm="layer", backend="gemm", topology="rigl", total_updates=100),
+    "warm-up": dict(topology="smet:warmup=12", total_updates=100),
+    "one age": dict(topology="set:ages=false"),
 }
 
 
-COMMON = {"csr", "gemm", "three critics", "schedule", "two environments", "normalised, gemm"}
+COMMON = {"csr", "gemm", "three critics", "schedule", "two environments", "normalised, gemm", "warm-up", "one age"}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -100,16 +101,17 @@ def test_updates_are_autograds(case: str, batch: int) -> None:
 @pytest.mark.parametrize(
     "batch", [48, pytest.param(130, marks=pytest.mark.slow), pytest.param(256, marks=pytest.mark.slow)]
 )
-def test_training_does_not_depend_on_the_threads(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_does_not_depend_on_the_threads(
+    batch: int, set_threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kernels, "SHARE", 1)  # share out whatever there is
-    states, before = [], torch.get_num_threads()
+    states = []
     for threads in (1, 2):
-        torch.set_num_threads(threads)
+        set_threads(threads)
         model = normed(backend="csr", policy_kwargs=dict(net_arch=[40, 30]))
         set_random_seed(3)
         fill(model).train(13, batch)
         states.append(dense_state(model))
-    torch.set_num_threads(before)
     assert same(*states)
 
 

@@ -45,8 +45,10 @@ def test_the_result(finished: Path) -> None:
     assert result["eval"].keys() == {"mean_return", "std_return", "episodes"}
     assert [step for step, _ in result["curve"]] == [400, 800, STEPS]
     assert result["curve"][-1][1] == result["eval"]["mean_return"]
-    assert isinstance(result["train_flops"], int)
-    assert result["train_flops"] > 0
+    actor_flops, critic_flops = 2 * kept["actor"], 2 * kept["critic.qf0"]
+    update = actor_flops + 2 * critic_flops + 2 * (3 * critic_flops - 2 * result["nnz"]["critic.qf0.0"])
+    policy = 3 * actor_flops - 2 * result["nnz"]["actor.mu.0"] + 2 * critic_flops
+    assert result["train_flops"] == 8 * (800 * update + 400 * policy) + 800 * actor_flops
     assert result["bytes"]["gradients"] * 2 == result["bytes"]["parameters"]  # targets have none
     assert result["bytes"]["total"] == sum(size for name, size in result["bytes"].items() if name != "total")
 

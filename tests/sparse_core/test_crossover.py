@@ -106,14 +106,10 @@ def test_a_case_is_measured_once(asked: list[str]) -> None:
     assert len(asked) == 8
 
 
-def test_threads_make_a_case(asked: list[str]) -> None:
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 1):
-            torch.set_num_threads(threads)
-            settle(network(), 32)
-    finally:
-        torch.set_num_threads(before)
+def test_threads_make_a_case(asked: list[str], set_threads: Callable[[int], None]) -> None:
+    for threads in (1, 2, 1):
+        set_threads(threads)
+        settle(network(), 32)
     assert len(asked) == 4
 
 

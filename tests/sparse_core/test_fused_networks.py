@@ -266,15 +266,19 @@ def test_some_input_gradients() -> None:
 @pytest.mark.parametrize("norms", [(), (0, 1)])
 @pytest.mark.parametrize("kinds", [("csr", "dense", "csr"), ("csr", "csr", "dense")])
 def test_results_do_not_depend_on_the_threads(
-    batch: int, dtype: torch.dtype, norms: tuple[int, ...], kinds: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    batch: int,
+    dtype: torch.dtype,
+    norms: tuple[int, ...],
+    kinds: tuple[str, ...],
+    set_threads: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(kernels, "SHARE", 1)  # share out whatever there is
     networks = [network([20, 90, 30, 1], [*kinds], dtype, seed, norms) for seed in (0, 50)]
     inputs = torch.randn(20, batch, generator=seeded(1), dtype=dtype)
     results = []
-    before = torch.get_num_threads()
     for threads in (1, 2):
-        torch.set_num_threads(threads)
+        set_threads(threads)
         fused = FusedNetworks(networks, inputs)
         for alone in (fused, fused.first()):
             alone.forward()
@@ -283,7 +287,6 @@ def test_results_do_not_depend_on_the_threads(
             alone.gradients()
             found = [alone.outputs, alone.input_gradients, *(gradient for _, gradient in alone.parameters())]
             results.append([tensor.clone() for tensor in found])
-    torch.set_num_threads(before)
     for one, two in zip(results[0] + results[1], results[2] + results[3], strict=True):
         assert torch.equal(one, two)
 
@@ -402,17 +405,19 @@ def test_other_networks_are_refused(case: str) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("warmup", [0, 4])  # ages are up to 4 at the start
 @pytest.mark.parametrize("decoupled", [False, True])
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_fused_adam_is_adam(dtype: torch.dtype, decoupled: bool, threads: int) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+def test_fused_adam_is_adam(
+    dtype: torch.dtype, decoupled: bool, warmup: int, threads: int, set_threads: Callable[[int], None]
+) -> None:
+    set_threads(threads)
 
     def start() -> tuple[list[Tensor], Adam]:
         generator = seeded(0)
         tensors = [torch.randn(size, dtype=dtype, generator=generator) for size in (1, 7, 40_000, 30_011)]
         tensors = [tensor.requires_grad_() for tensor in tensors]
-        optimizer = Adam(tensors, lr=0.01, weight_decay=0.1, decoupled=decoupled)
+        optimizer = Adam(tensors, lr=0.01, weight_decay=0.1, decoupled=decoupled, warmup=warmup)
         ages = torch.randint(5, (40_000,), generator=generator, dtype=torch.int32)
         optimizer.state_of(tensors[2])["age"] = ages
         return tensors, optimizer
@@ -429,7 +434,6 @@ def test_fused_adam_is_adam(dtype: torch.dtype, decoupled: bool, threads: int) -
             tensor.grad = gradient.clone()
         reference.step()
         fused.step()
-    torch.set_num_threads(before)
     for tensor, other in zip(plain, fast, strict=True):
         torch.testing.assert_close(other, tensor, rtol=0, atol=TOLERANCE[dtype])
         for name, state in reference.state[tensor].items():
@@ -445,12 +449,10 @@ def test_state_of_another_parameter_is_refused() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_fused_polyak(threads: int) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+def test_fused_polyak(threads: int, set_threads: Callable[[int], None]) -> None:
+    set_threads(threads)
     targets = [torch.tensor([1.0, 2.0]), torch.arange(70_000.0), torch.empty(0)]
     sources = [torch.tensor([3.0, -2.0]), torch.ones(70_000), torch.empty(0)]
     FusedPolyak(list(zip(targets, sources, strict=True))).step(0.25)
-    torch.set_num_threads(before)
     assert targets[0].tolist() == [1.5, 1.0]
     assert torch.equal(targets[1], 0.75 * torch.arange(70_000.0) + 0.25)

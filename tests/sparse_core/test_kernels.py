@@ -80,13 +80,6 @@ def topology(rows: int, columns: int, nnz: int, seed: int = 0) -> Topology:
     return Topology.random((rows, columns), nnz, seeded(seed))
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def test_a_layer_one_can_check_by_hand() -> None:
     #  y0 = 2 x0 - x2,  y1 = nothing,  y2 = 3 x1
     case = Case(Topology.from_mask(torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 0]])), 2, torch.float64)
@@ -149,12 +142,12 @@ def test_what_is_not_finite_stays_so() -> None:
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("batch", [1, 24, 100, 256, 300, 1000])
-def test_threads_do_not_change_a_bit(dtype: torch.dtype, batch: int, threads: Any, monkeypatch: Any) -> None:
+def test_threads_do_not_change_a_bit(dtype: torch.dtype, batch: int, set_threads: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(kernels, "SHARE", 1)
     case = Case(topology(70, 90, 1500), batch, dtype)
     results = []
     for count in (1, 2):
-        threads(count)
+        set_threads(count)
         results.append([case.forward(relu=True), case.backward_inputs(case.x), case.backward_values()])
     # More parts than threads of the machine, as a larger machine would have.
     y, dx, dvalues = (torch.full_like(result, torch.nan) for result in results[0])

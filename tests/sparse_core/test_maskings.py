@@ -215,7 +215,7 @@ def test_2_to_4_wants_a_gpu() -> None:
         to_semi_structured(model)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_2_to_4_on_a_gpu_has_the_same_outputs() -> None:
     model = sparsify(nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 32)), topology="sr-ste", dense=())
     inputs = torch.randn(64, 128, generator=seeded())

@@ -121,6 +121,7 @@ def test_flops_by_hand() -> None:
     assert training_flops(model) == 3 * 72 - 24
     # A dense gradient of the sparse layer for a batch of 10, which static training never needs.
     assert growth_flops(model, 10) == 2 * 10 * 48
+    assert growth_flops(model, 10, dense=False) == 2 * 10 * 12
 
 
 def test_flops_follow_the_sparsity() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparse_core import PRESETS, Adam, SparseMLP, Sparsifier
+from sparse_core import PRESETS, Adam, SparseMLP, Sparsifier, sparse_layers
 from sparse_core.meters import nnz
 
 
@@ -40,6 +40,9 @@ def test_sparsity_follows_its_course_to_the_exact_end(name: str) -> None:
         assert min(counts[5:20]) == counts[-1]
     else:
         assert counts == sorted(counts, reverse=True)
+    # Costs count the weights that each step had: what a change brings multiplies from the next step on.
+    unmoved = nnz(model) - sum(layer.nnz for layer in sparse_layers(model).values())
+    assert sum(sparsifier.mean_weights.values()) + unmoved == pytest.approx(sum(counts[:-1]) / 100)
 
 
 # Adam with a warm-up (SMET)

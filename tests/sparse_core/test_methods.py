@@ -214,6 +214,17 @@ def test_magnitude_over_all_layers() -> None:
     assert found("global-magnitude", views, 4) == {"a": [0, 2], "b": [1, 2]}
 
 
+def test_where_there_is_no_room_the_weakest_go() -> None:
+    # Seven of eight places are taken; of the three that should go there is room for one.
+    layer = SparseLinear(8, 1, topology=Topology.from_positions((1, 8), torch.arange(7)), bias=False)
+    with torch.no_grad():
+        layer.values.copy_(torch.tensor([0.3, 0.1, 0.2, 4.0, 5.0, 6.0, 7.0]))
+    change = Sparsifier(
+        layer, torch.optim.SGD(layer.parameters()), drop="global-magnitude", grow="random", drop_fraction=3 / 7, seed=0
+    ).update()[""]
+    assert (change.dropped.tolist(), change.grown.tolist()) == ([1], [7])
+
+
 def test_lamp_compares_within_layers() -> None:
     # Squares 1, 4, 16 | 1, 4: 1/21, 4/20, 1 | 1/5, 1. Tied 1/5s: a's comes first.
     assert lamp_scores(torch.tensor([4.0, -1.0, 2.0])).tolist() == pytest.approx([1, 1 / 21, 4 / 20])

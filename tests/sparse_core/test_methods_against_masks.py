@@ -29,6 +29,7 @@ class Dense:
     def __init__(self, layer: SparseLinear, inputs: Tensor, given: Tensor) -> None:
         self.weight = layer.to_dense().weight.detach().numpy().copy()
         self.mask = layer.topology.to_mask().numpy().copy()
+        self.kept = self.mask.copy()  # what was there and has never gone
         self.inputs, self.given = inputs.numpy(), given.numpy()
         self.gradient = self.given.T @ self.inputs
         self.answers = np.maximum(self.inputs @ self.weight.T + layer.bias.detach().numpy(), 0)
@@ -37,6 +38,7 @@ class Dense:
         """Take the lowest scores among what is present out of the mask."""
         present = np.flatnonzero(self.mask)
         self.mask.flat[present[np.argsort(scores.flat[present], kind="stable")[:count]]] = False
+        self.kept &= self.mask
 
     def grow(self, scores: np.ndarray, count: int, open_: np.ndarray | None = None) -> None:
         """Put the highest scores among what is absent into the mask."""
@@ -85,10 +87,12 @@ def one_change(name: str, seed: int, layers: int = 1, **options: Any) -> tuple[n
 def agrees(model: nn.Module, expected: list[Dense]) -> None:
     for layer, dense in zip(sparse_layers(model).values(), expected, strict=True):
         assert np.array_equal(layer.topology.to_mask().numpy(), dense.mask)
-        # What was there keeps its weight.
         own = layer.to_dense().weight.detach().numpy()
-        stayed = dense.mask & (own != 0)
-        assert np.array_equal(own[stayed], dense.weight[stayed])
+        kept = dense.kept & dense.mask
+        assert np.array_equal(own[kept], dense.weight[kept])
+        # New ones start at zero, or Deep R's at next to it; those that went and came back may be as they were.
+        new = dense.mask & ~kept
+        assert ((np.abs(own) <= 1e-12) | (own == dense.weight))[new].all()
 
 
 def cosine_share(start: float, step: int, over: int) -> float:

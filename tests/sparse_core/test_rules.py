@@ -197,6 +197,7 @@ def test_importance_begins_anew_at_each_change_and_is_gathered_by_the_optimizers
     sparsifier.detach()
     twin.detach()
     assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
 
 
 views = st.tuples(st.integers(1, 9), st.integers(1, 9), st.floats(0, 1), st.integers(0, 2**32), st.booleans())

@@ -227,6 +227,40 @@ def test_a_misbehaving_rule_is_refused_and_nothing_changes(kind: str, wrong: str
 
 
 @pytest.mark.usefixtures("own_registries")
+def test_rules_see_the_temperature_of_their_step() -> None:
+    seen = []
+
+    @drop_rule("spy")
+    def spy(view: LayerView, count: int) -> Tensor:
+        seen.append((view.choosing.temperature, view.choosing.mix))
+        return torch.arange(count)
+
+    layer = SparseLinear(8, 8, sparsity=0.5, generator=seeded())
+    sparsifier = Sparsifier(
+        layer, OPTIMIZERS["SGD"](layer.parameters()), drop="spy", grow="random", period=1, total_steps=4, seed=0,
+        drop_temperature=1.0, final_drop_temperature=9.0, drop_mix=0.25,
+    )  # fmt: skip
+    for _ in range(4):
+        sparsifier.step()
+    assert seen == [(3.0, 0.25), (5.0, 0.25), (7.0, 0.25), (9.0, 0.25)]
+
+
+def test_a_mix_of_one_grows_as_set() -> None:
+    def grown(**choices: Any) -> list[int]:
+        layer = SparseLinear(12, 9, sparsity=0.5, generator=seeded())
+        optimizer = OPTIMIZERS["SGD"](layer.parameters())
+        sparsifier = Sparsifier(layer, optimizer, drop="magnitude", period=1, seed=3, **choices)
+        learn(layer, optimizer, 0, 12)
+        return sparsifier.step()[""].grown.tolist()
+
+    by_gradient = grown(grow="gradient")
+    assert grown(grow="gradient", grow_mix=1.0) == grown(grow="random") != by_gradient
+    assert len(by_gradient) == 16
+    assert 8 <= len({*grown(grow="gradient", grow_mix=0.5)} & {*by_gradient}) < 16
+    assert grown(grow="gradient", grow_temperature=0.0) != by_gradient
+
+
+@pytest.mark.usefixtures("own_registries")
 def test_a_rule_cannot_reach_the_layer_through_its_view() -> None:
     @drop_rule("vandal")
     def vandal(view: LayerView, count: int) -> Tensor:
