@@ -32,6 +32,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def no_mujoco_log() -> None:
+    """MuJoCo's warnings go to the log, as `envs` has it, from environments that are not made by `envs`, too."""
+    from envs.registry import _mujoco_warns_the_log
+
+    _mujoco_warns_the_log()
+
+
 @pytest.fixture
 def set_threads() -> Iterator[Callable[[int], None]]:
     """Sets the number of torch's threads, for this test only."""

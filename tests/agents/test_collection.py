@@ -30,6 +30,9 @@ STEPS = 45
 MAKE_ACTING = SparseTD3._make_acting
 
 
+pytestmark = pytest.mark.usefixtures("no_mujoco_log")
+
+
 @pytest.fixture(autouse=True)
 def acting_through_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     """As SB3 does, whose bits are asked for here: compiled acting rounds its sums in another order."""

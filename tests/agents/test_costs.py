@@ -52,9 +52,7 @@ def test_gradient_growth_costs_a_dense_gradient_each_time() -> None:
 
 
 def test_growth_by_some_gradients_costs_as_many_as_there_are_connections() -> None:
-    model = fill(
-        agent(topology="gse", period=4, actor_sparsity=0.25, critic_sparsity=0.5, total_updates=100, **TINY)
-    )
+    model = fill(agent(topology="gse", period=4, actor_sparsity=0.25, critic_sparsity=0.5, total_updates=100, **TINY))
     before = training_cost(model, 10, 30)
     model.train(10, 8)
     assert model.changes == 2

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from synthetic import blobs
 
@@ -309,10 +309,20 @@ def test_reclaim_touches_no_reserved_neuron_and_no_more_than_is_missing(made: An
             assert grant.released.numel() == max(0, min(missing, int(reserved.sum())))
         assert not kept[grant.given_back // ledger.shapes[name][1]].any()
         assert (ledger.owners(name, grant.given_back) >= 0).all()
-        # What keeps its place was either protected, out of reach, or worth more.
+        # What keeps its place was either protected, out of reach, or worth more; no more goes than is missing.
         stays = ledger.owners(name, grant.positions) >= 0
         assert set(grant.positions[stays].tolist()) <= set(grant.given_back.tolist())
-        assert set(grant.given_back.tolist()) <= set(range(worth[name].numel()))
+        width = ledger.shapes[name][1]
+        taken = ledger.taken(name)
+        inside = torch.isin(taken // width, grant.outputs) & torch.isin(taken % width, grant.inputs)
+        reach = taken[inside & ~kept[taken // width]]
+        free = grant.outputs.numel() * grant.inputs.numel() - int(inside.sum())
+        missing = sizes.connections[ledger.names.index(name)] - free
+        assert grant.given_back.numel() == max(0, min(missing, reach.numel()))
+        stay = reach[~torch.isin(reach, grant.given_back)]
+        if stay.numel() and grant.given_back.numel():
+            assert worth[name][grant.given_back].max() <= worth[name][stay].min()
+            event("something is given back, something stays")
         assert grant.positions.unique().numel() == grant.positions.numel()
 
 

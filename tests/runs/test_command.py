@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from continual.benchmarks import BENCHMARKS, summary_of
 from continual.catalogue import strategy_names
 from runs.failure import UserError
 from runs.listing import TABLES
+from runs.options import Command
 from sparse_core import (
     BACKENDS,
     BIRTHS,
@@ -218,7 +219,7 @@ def test_the_example_in_the_help_is_one(capsys: pytest.CaptureFixture[str]) -> N
     assert "sparse-agents train td3 --sparsity 0.9" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["train", "continual", "resume", "evaluate", "export", "list", "demo"])
+@pytest.mark.parametrize("command", [each.__metadata__[0].name for each in get_args(Command)])
 def test_every_option_has_its_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command, "--help") == 0
     text = capsys.readouterr().out

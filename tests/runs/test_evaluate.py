@@ -44,6 +44,7 @@ def test_what_is_said(finished: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.end_to_end
+@pytest.mark.usefixtures("no_mujoco_log")
 @pytest.mark.parametrize("episodes", [1, 3])
 def test_equals_sb3s_evaluation_of_the_exported_agent(episodes: int, finished: Path, tmp_path: Path) -> None:
     assert main("export", finished, "--to", "sb3", "--out", tmp_path / "td3.zip") == 0

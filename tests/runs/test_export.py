@@ -69,6 +69,7 @@ def test_sb3(run: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("no_mujoco_log")
 def test_an_sb3_export_can_be_trained_on(finished: Path, tmp_path: Path) -> None:
     env = gymnasium.make("Hopper-v5")
     plain = TD3.load(export(finished, "sb3", tmp_path), env=env, buffer_size=200, learning_starts=10)

@@ -27,7 +27,10 @@ def hold(directory: Path) -> "subprocess.Popen[str]":
         [sys.executable, "-c", HOLD, str(directory)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
+    if process.stdout.readline() != "held\n":
+        process.kill()
+        process.communicate()
+        raise AssertionError("it does not hold the lock")
     return process
 
 

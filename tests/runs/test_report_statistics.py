@@ -220,6 +220,30 @@ def test_curve_has_an_interval_at_each_time() -> None:
     assert bootstrap(courses[:1], mean_curve, random(), 400) is None
 
 
+def test_intervals_are_read_at_the_expanded_levels() -> None:
+    runs = np.array([1.0, 2, 4, 8, 16])[:, None, None]
+    means = np.array([data[0].mean() for data, _ in SeededBootstrap(runs, random(1)).bootstrap(3000)])
+    levels = stats.norm.cdf(math.sqrt(5 / 4) * stats.t.ppf([0.025, 0.975], 4))
+    low, high = bootstrap(runs, mean_curve, random(1), 3000) or ([np.nan], [np.nan])
+    assert [float(low[0]), float(high[0])] == pytest.approx(np.quantile(means, levels))
+    assert low[0] < np.quantile(means, 0.025)
+
+
+def test_the_task_with_fewest_runs_decides_how_wide() -> None:
+    """With two runs the levels are so low that the interval goes from the lowest resample to the highest."""
+    five, two = np.arange(5.0), np.arange(2.0)
+    found = iqm([five, two], random(), 4000)
+    assert found.runs == 2
+    generator = random()
+    drawn = [np.concatenate([*SeededBootstrap(each[:, None], generator).resamples(4000)]) for each in (five, two)]
+    middle = np.sort(np.concatenate(drawn, axis=1)[:, :, 0], axis=1)[:, 1:-1].mean(axis=1)  # of seven, without one each
+    assert (found.low, found.high) == pytest.approx((middle.min(), middle.max()))
+    assert np.quantile(middle, expanded_levels(5)[0]) > middle.min()
+    band = profile_band([five, two], np.array([2.5]), random(), 4000)
+    assert band is not None
+    assert (band[0][0], band[1][0]) == pytest.approx((0, 5 / 7))  # none above, and all of the five
+
+
 def test_expanded_percentiles_cover_where_plain_ones_do_not() -> None:
     """Means of five normal runs, 400 studies: plain percentiles hold in about 83 % of them."""
     generator = random(5)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small_studies import ENV, arm, result, spread, write_study
+from small_studies import ENV, arm, result, spread, write_learners, write_study
 
 from runs.files import write_json
 from runs.report.command import make_report, say
@@ -17,6 +18,7 @@ from runs.report.curves import side_by_side
 from runs.report.endpoints import area_under_curve, endpoints, final_return, overall, small_bases, values_of
 from runs.report.loading import load
 from runs.report.options import Report
+from runs.report.statistics import seeds_needed
 from runs.studies.plan import Study
 from runs.studies.states import write_failure
 
@@ -46,6 +48,31 @@ def test_area_under_curve_by_hand() -> None:
 def test_final_return_is_that_of_ten_evaluations() -> None:
     assert final_return({"curve": [[step, step] for step in range(1, 13)]}) == np.mean(range(3, 13))
     assert final_return({"curve": [[1, 4], [2, 6]]}) == 5
+
+
+def test_each_endpoint_reads_its_own_number(tmp_path: Path) -> None:
+    write_study(tmp_path, {"set-0.9": [1.0]})
+    (path,) = tmp_path.rglob("result.json")
+    written = json.loads(path.read_text())
+    written["curve"] = [[100 * number, float(number)] for number in range(1, 13)]
+    written["eval"]["mean_return"], written["final"]["mean_return"] = 50.0, 99.0
+    write_json(path, written)
+    evidence = load(tmp_path)
+    assert {each.name: each.values(evidence.runs).tolist() for each in endpoints(evidence)} == {
+        "auc": [6.5], "final": [7.5], "fresh": [99.0],
+    }  # fmt: skip
+
+
+def test_each_endpoint_of_a_learner_reads_its_own_number(tmp_path: Path) -> None:
+    (path,) = write_learners(tmp_path / "study", {"naive": [0.5]}).rglob("result.json")
+    written = json.loads(path.read_text())
+    for number, (scenario, name) in enumerate(product(("class_il", "task_il"), ("acc", "forgetting"))):
+        written[scenario] = {**written[scenario], name: {"mean": number / 10, "per_seed": [number / 10]}}
+    write_json(path, written)
+    evidence = load(tmp_path / "study")
+    assert {each.name: each.values(evidence.runs).tolist() for each in endpoints(evidence)} == {
+        "class_acc": [0.0], "class_forgetting": [0.1], "task_acc": [0.2], "task_forgetting": [0.3],
+    }  # fmt: skip
 
 
 # Verdicts
@@ -94,6 +121,21 @@ def test_holm_withholds_what_one_contrast_alone_would_get(tmp_path: Path) -> Non
     assert among["set-0.9:static-0.9"].word == "undecided"
     assert among["set-0.9:static-0.9"].difference.p == alone.difference.p
     assert among["set-0.9:static-0.9"].p_holm == pytest.approx(alone.difference.p * len(among))
+    first, second = (np.array(pair[name]) for name in ("set-0.9", "static-0.9"))
+    one, all_of_them = (seeds_needed(first, second, 0.05 * second.mean(), tests) for tests in (1, len(among)))
+    assert one is not None
+    assert all_of_them is not None
+    assert one < all_of_them
+    assert among["set-0.9:static-0.9"].why == f"about {all_of_them} seeds an arm needed"
+
+
+def test_a_further_arm_moves_no_interval(tmp_path: Path) -> None:
+    two = {"static-0.9": [80.0, 105, 91], "set-0.9": [100.0, 90, 131]}
+    more = {"rigl-0.9": [70.0, 99, 120], **two}  # its contrast comes first
+    shown = [judged(write_study(tmp_path / str(len(each)), each))["set-0.9:static-0.9"] for each in (two, more)]
+    assert shown[0].improvement == shown[1].improvement
+    assert shown[0].improvement.low is not None
+    assert shown[0].p_permutation == shown[1].p_permutation
 
 
 def test_the_same_course_evaluated_at_other_steps_is_no_difference(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from stable_baselines3.common.logger import Logger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import (
     assert_equal_runs,
     checkpoint,
@@ -49,6 +50,29 @@ MIDDLE = 1240
 def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The undisturbed run."""
     return train(tmp_path_factory.mktemp("long") / "run", **LONG)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        dict(algo="sac", preset="sac"),
+        dict(preset="rlx2", topology=None, buffer_distance=0.05),  # forgets rows, and has returns of three steps
+        dict(topology="top-kast"),
+    ],
+    ids=["sac", "rlx2", "masks"],
+)
+def test_from_an_earlier_checkpoint_whatever_learns(flags: dict[str, Any], tmp_path: Path) -> None:
+    whole, part = train(tmp_path / "whole", **flags), tmp_path / "part"
+    shutil.copytree(whole, part)
+    (part / "result.json").unlink()
+    assert main("resume", part, "--step", "600") == 0
+    assert_equal_runs(part, whole)
+
+
+def test_tensorboard_forgets_what_is_done_again(unfinished: Path) -> None:
+    assert main("resume", unfinished, "--step", "600") == 0
+    events = EventAccumulator(str(unfinished / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("eval/mean_return")] == [400, 800, 900]
 
 
 def kill_9(directory: Path, step: int, **changes: Any) -> None:

@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -39,12 +40,19 @@ def test_study_is_ordinary_runs(study: Path, tmp_path: Path) -> None:
     }
     plan = plan_of(study)
     assert plan["arms"][2]["name"] == "set-0.6"
-    assert plan["commands"][0][1:] or plan["commands"]  # as it was typed
     # A run of a study is the run that `train` makes with the same settings, but for the replay rows.
     alone = train(tmp_path / "alone", seed=1, final_episodes=2, backend=_backends(study / RUN))
     assert results(study)[RUN] == results(tmp_path)["alone"]
     assert not [*(study / RUN).rglob("replay*.safetensors")]
     assert [*alone.rglob("replay*.safetensors")]
+
+
+@pytest.mark.end_to_end
+def test_the_plan_keeps_the_command_as_it_was_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = flags(tmp_path / "study", topologies="static", seeds="1", steps=3, workers=1)
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/sparse-agents", *typed])
+    assert main(*typed) == 0
+    assert plan_of(tmp_path / "study")["commands"] == [["sparse-agents", *typed]]
 
 
 def _backends(run: Path) -> str:
@@ -217,6 +225,7 @@ def test_dry_run_of_learners_tells_time_and_disk_too(tmp_path: Path, capsys: pyt
 # Kills. Twelve runs of real gradient steps, two workers.
 
 TWELVE = {"topologies": "dense,static,set,rigl,reset-in-place,final-topology"}
+FOUR = {"topologies": "set,final-topology"}
 
 
 @pytest.fixture(scope="session")
@@ -250,18 +259,31 @@ def processes() -> Iterator[list[subprocess.Popen[str]]]:
         process.communicate()
 
 
+@pytest.mark.end_to_end
+def test_killed_workers_and_a_killed_parent_change_no_result_of_four(
+    tmp_path: Path, processes: list[subprocess.Popen[str]]
+) -> None:
+    assert compare(tmp_path / "undisturbed", **FOUR) == 0
+    kill_and_continue(random.Random(0), tmp_path / "undisturbed", tmp_path / "study", FOUR, processes)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_workers_and_a_killed_parent_change_no_result(
     seed: int, undisturbed: Path, tmp_path: Path, processes: list[subprocess.Popen[str]]
 ) -> None:
-    draws, out = random.Random(seed), tmp_path / "study"
-    parent = start(*flags(out, **TWELVE))
+    kill_and_continue(random.Random(seed), undisturbed, tmp_path / "study", TWELVE, processes)
+
+
+def kill_and_continue(
+    draws: random.Random, undisturbed: Path, out: Path, grid: dict[str, str], processes: list[subprocess.Popen[str]]
+) -> None:
+    parent = start(*flags(out, **grid))
     processes.append(parent)
     wait_for(lambda: any(out.rglob("metrics.jsonl")), parent)
     time.sleep(draws.uniform(0, 2))
     os.kill(draws.choice(workers_of(parent.pid)), signal.SIGKILL)
-    time.sleep(draws.uniform(0.5, 6))
+    time.sleep(draws.uniform(0.5, len(results(undisturbed)) / 2))
     orphans = workers_of(parent.pid)
     assert parent.poll() is None
     parent.kill()
@@ -270,8 +292,8 @@ def test_killed_workers_and_a_killed_parent_change_no_result(
     while any(is_there(orphan) for orphan in orphans):
         assert time.monotonic() < deadline, "workers outlive their parent"
         time.sleep(0.02)
-    assert len(results(out)) < 12
-    assert compare(out, **TWELVE) == 0
+    assert len(results(out)) < len(results(undisturbed))
+    assert compare(out, **grid) == 0
     assert results(out) == results(undisturbed)
     for run in results(out):
         one, other = (json.loads((study / run / "result.json").read_text()) for study in (out, undisturbed))

@@ -63,9 +63,18 @@ def train(out: Path, **changes: Any) -> Path:
     return out
 
 
+class Command(subprocess.Popen[str]):
+    """A process that does not outlive a test that fails."""
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, *error)
+
+
 def start(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
     """The command in a process of its own."""
-    return subprocess.Popen(
+    return Command(
         [sys.executable, "-m", "runs.command", *map(str, arguments)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -95,7 +104,10 @@ def in_a_fork(work: Callable[[], None]) -> int:
     process = FORK.Process(target=work)
     process.start()
     process.join(120)
-    assert process.exitcode is not None
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        raise AssertionError("it hangs")
     return process.exitcode
 
 
