@@ -21,7 +21,7 @@ from continual.plugins import check_plugins
 from continual.scoring import evaluating
 from continual.subspaces import task_seed
 from continual.tensors import classes_of
-from sparse_core import PRESETS, Preset, SparseMLP, Sparsifier, generators, meters, sparse_layers
+from sparse_core import PRESETS, Preset, SparseLinear, SparseMLP, Sparsifier, generators, meters, sparse_layers
 
 
 class SparseFinetune(SparseEpochs, InMemory, SupervisedTemplate):
@@ -147,7 +147,11 @@ class SparseFinetune(SparseEpochs, InMemory, SupervisedTemplate):
         """One network, whatever the number of tasks."""
         held = meters.memory(self.model)
         layers = sparse_layers(self.model).values()
-        neurons = sum(int((layer.topology.fan_in > 0).sum()) for layer in list(layers)[:-1])
+        *hidden, _ = (each for each in self.model.modules() if isinstance(each, SparseLinear | nn.Linear | nn.Conv2d))
+        neurons = sum(
+            int((meters.degrees(each)["fan_in"] > 0).sum()) if isinstance(each, SparseLinear) else each.weight.shape[0]
+            for each in hidden
+        )
         return Costs(
             nnz=meters.nnz(self.model), neurons=neurons, parameter_bytes=held.parameters,
             # Not what a backend has worked out from them, which depends on what it has been asked so far.

@@ -59,13 +59,19 @@ def _with_own_choices(arms: list[Arm], groups: list[str]) -> list[Arm]:
                 group, tasks=first.tasks, class_order=first.class_order, data_root=first.data_root
             )
         for arm in arms:
-            try:
-                build_learner(for_seed(arm.settings[group], 0), benchmark, 0)
-            except NoChoice as refusal:
-                print(f"{arm.name} has no choice of {', '.join(refusal.names)}: left out for it", file=sys.stderr)
-                defaults = asdict(for_seed(_settings(replace(_ArmFlags(), strategy=arm.method), group, 1), 0))
-                arm.settings[group].update({name: defaults[name] for name in refusal.names})
-                build_learner(for_seed(arm.settings[group], 0), benchmark, 0)
+            left_out: list[str] = []
+            while True:
+                try:
+                    build_learner(for_seed(arm.settings[group], 0), benchmark, 0)
+                    break
+                except NoChoice as refusal:
+                    if {*refusal.names} <= {*left_out}:
+                        raise
+                    left_out += refusal.names
+                    defaults = asdict(for_seed(_settings(replace(_ArmFlags(), strategy=arm.method), group, 1), 0))
+                    arm.settings[group].update({name: defaults[name] for name in refusal.names})
+            if left_out:
+                print(f"{arm.name} has no choice of {', '.join(left_out)}: left out for it", file=sys.stderr)
     return arms
 
 
