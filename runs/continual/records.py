@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import torch
+
 from continual.evaluation import Samples, accuracy_rows
 from continual.learner import Costs, is_joint, knows_classes
 from continual.scenario import ContinualBenchmark
@@ -98,7 +100,7 @@ class Examiner:
         if any(bool(torch.isfinite(learner.class_scores(x[:1])).any()) for x, _ in self.test):
             record.initial, _ = accuracy_rows(learner, self.test)
         else:
-            record.initial = [1 / len(classes) for classes in self.benchmark.task_classes]
+            record.initial = [1 / self.benchmark.classes] * len(self.test)
 
     def examine(self, learner: Any, record: Record) -> None:
         """Add a row on every task's data to each matrix, and what the learner holds."""

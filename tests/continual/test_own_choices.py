@@ -37,7 +37,9 @@ def learned(
 
 def test_the_rate_runs_its_course_anew_in_each_task() -> None:
     class Rates(SupervisedPlugin):
-        seen: list[float] = []
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[float] = []
 
         def after_update(self, strategy: Any, **_: Any) -> None:
             self.seen.append(strategy.optimizer.param_groups[0]["lr"])
@@ -85,9 +87,7 @@ def test_costs_of_convolutions_by_hand(digits: ContinualBenchmark) -> None:
     values = [layer.frozen_values.numel() for layer in learner.network.chain.values()]
     costs, rows = learner.costs(), learner.ledger.table()
     # A connection of a convolution is a kernel of nine weights.
-    assert costs.nnz == sum(values) == sum(
-        row.connections * taps for row, taps in zip(rows, (9, 9, 1, 1), strict=True)
-    )
+    assert costs.nnz == sum(values) == sum(row.connections * taps for row, taps in zip(rows, (9, 9, 1, 1), strict=True))
     assert costs.flops == 2 * sum(count * each for count, each in zip(values, places.values(), strict=True))
 
 
@@ -175,7 +175,9 @@ def test_sparse_finetune_counts_the_neurons_of_all_hidden_layers(digits: Continu
 @pytest.mark.parametrize("name", ["naive", "sparse-finetune", "spacenet"])
 def test_the_optimizer_begins_anew_with_each_task(digits: ContinualBenchmark, name: str) -> None:
     class Fresh(SupervisedPlugin):
-        seen: list[int] = []
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[int] = []
 
         def before_training_exp(self, strategy: Any, **_: Any) -> None:
             self.seen.append(len(strategy.optimizer.state))
@@ -184,6 +186,5 @@ def test_the_optimizer_begins_anew_with_each_task(digits: ContinualBenchmark, na
             assert len(strategy.optimizer.state) > 0
 
     fresh = Fresh()
-    fresh.seen = []
     learned(digits, name, fresh, optimizer="momentum", epochs=1, learning_rate=0.02)
     assert fresh.seen == [0, 0]

@@ -2,12 +2,16 @@
 
 import csv
 import json
+from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from runs.command import main
 from runs.methods.table import as_markdown, rows_of
+from runs.methods.training import Task, Training, train
 
 SMALL = ["methods", "--sparsities", "0.8", "--hidden", "24,24", "--seeds", "1", "--epochs", "1", "--topologies"]
 
@@ -69,6 +73,11 @@ def test_finished_runs_are_kept_and_the_same_seed_gives_the_same(
         assert len(result["measures"]["gradient_flow"]) == len(result["validation"])
         assert all(flow > 0 for flow in result["measures"]["gradient_flow"][-1].values())
         assert result["measures"]["small_world"]["sigma"] == pytest.approx(1, abs=0.3)
+    for path in first.glob("*-seed0.json"):  # digits have 355 test and 140 validation images
+        written = json.loads(path.read_text())
+        for images, shares in ((355, [written["accuracy"]]), (140, written["validation"])):
+            right = images * np.array(shares)
+            assert right == pytest.approx(right.round(), abs=1e-4), path.name
     # A run that is there is not trained again; one that is not, is, and comes out the same.
     kept, again = first / "static-0.8-seed0.json", first / "set-0.8-seed0.json"
     stamp, before = kept.stat().st_mtime_ns, json.loads(again.read_text())
@@ -126,3 +135,15 @@ def test_mistakes_are_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not (tmp_path / "never").exists()
     (tmp_path / "dense-0-seed0.json").write_text('{"format": "something else"}')
     assert "is no run of this program's `methods`" in fails(capsys, "--out", str(tmp_path))
+
+
+def test_the_target_is_reached_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks, looks = count(), iter([0.1, 0.97, 0.5, 0.99, 0.9])
+    # A second passes between two looks at the clock, so that each quarter of an epoch takes one.
+    monkeypatch.setattr("runs.methods.training.time.process_time", lambda: float(next(ticks)))
+    monkeypatch.setattr("runs.methods.training.accuracy", lambda *_: next(looks))
+    images = torch.rand(40, 4), torch.arange(40) % 2
+    training = Training((4,), epochs=1, batch_size=10, learning_rate=1e-3, target=0.97)
+    found = train(Task(images, images, images, 2), training, "dense", 0.0, 0, lambda: None)
+    assert found["measured"] == {"seconds": 4, "seconds_to_target": 2}
+    assert found["accuracy"] == 0.9  # the last, of test images

@@ -29,6 +29,7 @@ from runs.report.drawing import Palette, figure, name_lines, png
 from runs.report.loading import load
 from runs.report.movement import draw_movement, gradient_flow, movement_rows, small_world_table
 from runs.report.options import Report
+from runs.report.topologies import draw_search
 from runs.studies.plan import Study
 
 pytestmark = pytest.mark.end_to_end
@@ -166,6 +167,20 @@ def test_measures_in_the_files_are_those_of_the_runs(reported: tuple[Path, Findi
     }
     assert worlds["static-0.9", "actor", "sigma"] == "1.5"
     assert not any(arm == "dense" or network == "critic" for arm, network, _ in worlds)
+    assert [found["set-0.9", what, "1000"] for what in ("replaced", "explored")] == pytest.approx([0.3, 0.4])
+    assert [found["dense", f"dormant_{network}", "700"] for network in ("actor", "critic")] == [0.25, 0.5]
+    assert [found["dense", "input_connections.critic.qf0", str(each)] for each in range(4)] == [4, 3, 2, 1]
+    evidence = load(directory)
+    axes = draw_search(evidence, ENV, Palette(evidence.study.arms)).axes
+    shown = [list(each.lines[0].get_ydata()) for each in axes[:4]]  # explored, replaced, dormant actor and critics
+    assert shown[:2] == [pytest.approx([20, 40]), pytest.approx([30, 30])]
+    assert [course[0] for course in shown[2:]] == [25, 50]
+    degrees = [
+        (each["degree"], each["neurons"])
+        for each in rows(directory, "degrees.csv")
+        if (each["group"], each["arm"], each["layer"], each["side"]) == (ENV, "set-0.9", "actor.mu.0", "fan_in")
+    ]
+    assert degrees == [("2", "12"), ("3", "12")]  # four of each in three runs
     page = read_page(directory)
     assert "σ, actor" in page.text
     assert (directory / "report" / f"movement-{ENV}.png").is_file()
@@ -490,3 +505,49 @@ def test_learners(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(cells) == 3 * 2 * 9
     forgetting = [row for row in rows(directory, "endpoints.csv") if row["endpoint"] == "class_forgetting"]
     assert [float(row["mean"]) for row in forgetting] == pytest.approx([0.1] * 3)
+
+
+@pytest.mark.usefixtures("blank_pictures")
+def test_tables_of_learners_are_of_their_last_task_and_the_right_way_round(tmp_path: Path) -> None:
+    directory = write_learners(tmp_path / "study", {"naive": [0.5]})
+    (path,) = directory.rglob("result.json")
+    written = json.loads(path.read_text())
+    written["R"]["class_il"] = [[[0.1, 0.2, 0.3], [0.4, 0.5, 0.6], [0.7, 0.8, 0.9]]]
+    names = ("acc", "bwt", "forgetting", "fwt", "la")
+    for number, (kind, name) in enumerate((kind, name) for kind in ("class_il", "task_il") for name in names):
+        written[kind] = {**written[kind], name: {"mean": number / 10, "per_seed": [number / 10]}}
+    write_json(path, written)
+    make_report(Report(directory, resamples=FEW))
+    cells = {
+        (row["kind"], row["after_task"], row["on_task"]): float(row["value"])
+        for row in rows(directory, "continual.csv")
+        if row["what"] == "R"
+    }
+    assert (cells["class_il", "2", "1"], cells["class_il", "1", "2"]) == (0.4, 0.2)
+    assert [float(row["mean"]) for row in rows(directory, "scores.csv")] == [number / 10 for number in range(10)]
+    (cost,) = rows(directory, "costs.csv")
+    assert [float(cost[name]) for name in ("connections", "bytes", "seconds")] == [30, 100, 1]
+
+
+@pytest.mark.usefixtures("blank_pictures")
+def test_returns_over_seconds_are_means_at_the_same_second(tmp_path: Path) -> None:
+    write_study(tmp_path, {"set-0.9": [0.0, 0.0]})
+    for seed, speed in ((0, 100), (1, 50)):  # steps a second
+        path = tmp_path / ENV / "set-0.9" / f"seed-{seed}" / "result.json"
+        written = json.loads(path.read_text())
+        steps = [step for step, _ in written["curve"]]
+        written["curve"] = [[step, step] for step in steps]
+        written["measured"] |= {
+            "curve_seconds": [[step, step / speed] for step in steps], "processor_seconds": 7.0,
+            "curve_processor_seconds": [[step, 2 * step / speed] for step in steps],
+        }  # fmt: skip
+        write_json(path, written)
+    make_report(Report(tmp_path, resamples=FEW))
+    found: dict[str, list[tuple[float, float]]] = {"seconds": [], "processor_seconds": []}
+    for row in rows(tmp_path, "seconds.csv"):
+        found[row["clock"]].append((float(row["seconds"]), float(row["mean_return"])))
+    # At second t they have made 100 t and 50 t steps; both have begun at 2 and neither is done before 12.
+    assert [found["seconds"][0], found["seconds"][-1]] == [pytest.approx((2, 150)), pytest.approx((12, 900))]
+    assert all(value == pytest.approx(75 * at) for at, value in found["seconds"])
+    assert all(value == pytest.approx(37.5 * at) for at, value in found["processor_seconds"])
+    assert [float(row["processor_seconds"]) for row in rows(tmp_path, "costs.csv")] == [7]

@@ -2,11 +2,14 @@
 
 import json
 import math
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_runs import STEPS, assert_equal_runs, checkpoint, flags, main, metrics_of, result_of, train
 
+from runs.scoring import Scorer
 from sparse_core import PRESETS
 
 
@@ -178,3 +181,21 @@ def test_training_that_diverges(algo: str, topology: str, tmp_path: Path, capsys
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("sparse-agents: ")
     assert "training has diverged" in error
+
+
+@pytest.mark.end_to_end
+def test_evaluations_are_not_in_the_seconds_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scored = Scorer.score
+
+    def slow(self: Scorer, model: Any, step: int = 0) -> Any:
+        until = time.process_time() + 1  # busy, for both clocks
+        while time.process_time() < until:
+            pass
+        return scored(self, model, step)
+
+    monkeypatch.setattr(Scorer, "score", slow)
+    directory = train(tmp_path / "run", steps=30, eval_every=10)  # of random actions: some hundredths of a second
+    measured = json.loads((directory / "result.json").read_text())["measured"]
+    assert measured["evaluation_seconds"] > 3
+    assert max(measured["seconds"], measured["processor_seconds"]) < 1
+    assert max(measured["curve_seconds"][-1][1], measured["curve_processor_seconds"][-1][1]) < 1
