@@ -29,22 +29,30 @@ class Shaped(Protocol):
 def chain_of(layers: Mapping[str, Shaped]) -> dict[str, str]:
     """For a layer, the one before it in the same module whose outputs are its inputs, told by the order and the sizes.
 
-    An output may feed several consecutive inputs: a channel the taps of a kernel, or the pixels of a flattened map.
+    An output may feed several consecutive inputs: a channel the taps of a kernel, or the pixels of a flattened map. Of
+    a layer that is known to be linear it feeds one: two heads beside each other are no chain.
     """
     found = {}
     names = list(layers)
     for above, below in pairwise(names):
         together = above.rpartition(".")[0] == below.rpartition(".")[0]
-        if together and layers[below].shape[1] % layers[above].shape[0] == 0:
+        if together and _feeds(layers[above], layers[below].shape[1]):
             found[below] = above
     return found
+
+
+def _feeds(above: Shaped, inputs: int) -> bool:
+    """Whether so many inputs can be a layer's outputs, told by the sizes."""
+    several = not isinstance(above, SparseLinear) or hasattr(above, "kernel_size")
+    return inputs % above.shape[0] == 0 if several else inputs == above.shape[0]
 
 
 def readers(model: nn.Module) -> dict[str, tuple[str, int] | None]:
     """For each sparse layer whose outputs another layer with weights reads: a sparse reader, and its inputs a neuron.
 
-    None stands for a reader that is dense. The reader is the next layer with weights in the same module, as long as its
-    inputs are a multiple of the outputs; a layer without one is an output layer, and left out.
+    None stands for a reader that is dense. The reader is the next layer with weights in the same module, as long as it
+    has as many inputs as there are outputs, or, after a convolution, a multiple; a layer without one is an output
+    layer, and left out.
     """
     weighted = [(name, module) for name, module in model.named_modules() if isinstance(module, _WEIGHTED)]
     found: dict[str, tuple[str, int] | None] = {}
@@ -55,7 +63,7 @@ def readers(model: nn.Module) -> dict[str, tuple[str, int] | None]:
             inputs = reader.shape[1]
         else:
             inputs = reader.in_features if isinstance(reader, nn.Linear) else reader.weight[0].numel()
-        if inputs % above.shape[0] == 0:
+        if _feeds(above, inputs):
             sparse = isinstance(reader, SparseLinear)
             found[name] = (below, inputs // above.shape[0]) if sparse else None
     return found

@@ -64,8 +64,8 @@ def fixes_total(distribution: str | Distribution) -> bool:
 
 def repeated(distribution: str, networks: int) -> str:
     """The distribution of several alike networks together: numbers of layers (`er:7,64`) once for each."""
-    parts = distribution.split(":")
-    return ":".join(part if "=" in part or "," not in part else ",".join([part] * networks) for part in parts)
+    name, *parts = distribution.split(":")
+    return ":".join([name, *(part if "=" in part else ",".join([part] * networks) for part in parts)])
 
 
 def check_sparsity(sparsity: float | None) -> float:

@@ -90,7 +90,10 @@ def least_of_all(views: Mapping[str, LayerView], count: int, scores: Mapping[str
             shown[name][each.argmax()] = torch.inf
     sizes = [each.numel() for each in shown.values()]
     some = next(iter(views.values()))
-    chosen = some.least(torch.cat(list(shown.values())), count)
+    whole = torch.cat(list(shown.values()))
+    free = (whole < torch.inf).nonzero().squeeze(1)
+    # Chance must not take the best ones either.
+    chosen = free[some.least(whole[free], count)] if count <= free.numel() else some.least(whole, count)
     ends = torch.tensor(sizes).cumsum(0).tolist()
     parts = zip(views, ends, sizes, strict=True)
     return {name: chosen[(chosen >= end - size) & (chosen < end)] - (end - size) for name, end, size in parts}

@@ -66,6 +66,11 @@ class PathImportance:
                 product = self._before[name].sub_(layer.values).mul_(layer.values.grad).abs_()
                 self.totals[name].add_(layer.per_connection(product))
 
+    def forget(self, name: str) -> None:
+        """Begin anew in a layer whose connections have become others."""
+        self.totals[name] = self._zeros(self.layers[name])
+        self._before[name] = self.layers[name].values.detach().clone()
+
     def signals(self, name: str) -> Signals:
         """Importance in the layer `name`, as rules see it."""
         outputs, inputs = self._sums(name)

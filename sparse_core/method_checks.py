@@ -30,6 +30,16 @@ def check_keywords(given: Collection[str], usual: Collection[str]) -> None:
             raise TypeError(f"a `Sparsifier` has no argument {name!r}; {hint(name, choices)}")
 
 
+def check_single_weights(layers: Mapping[str, SparseLinear]) -> None:
+    """Raise a `ValueError` where connections are whole kernels, for methods that give single weights their values."""
+    for name, layer in layers.items():
+        if layer.weights_per_connection > 1:
+            raise ValueError(
+                f"a birth by name and a rule for every step need connections of one weight, but those of {name!r} have "
+                f"{layer.weights_per_connection}; make it with `conv_unit='weight'`, or choose another method"
+            )
+
+
 def check_method(method: Preset, capture_stride: int, total_steps: int | None, sparsity: float | None) -> None:
     """Raise a `ValueError` for choices that cannot be."""
     check_choices(method)

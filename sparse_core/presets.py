@@ -97,7 +97,9 @@ class Preset:
     @property
     def searches(self) -> bool:
         """Whether connections ever come to new places."""
-        return self.grow is not None and not GROW_RULES[self.grow].in_place
+        if self.grow is None:
+            return self.drop is not None and DROP_RULES[self.drop].plans
+        return not GROW_RULES[self.grow].in_place
 
     @property
     def changes(self) -> bool:

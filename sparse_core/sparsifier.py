@@ -27,7 +27,7 @@ from sparse_core.grow import GROW_RULES
 from sparse_core.importance import PathImportance
 from sparse_core.layers import SparseLinear, learning, sparse_layers
 from sparse_core.maskings import MASKINGS, Masks, check_masks
-from sparse_core.method_checks import check_keywords, check_method, slip
+from sparse_core.method_checks import check_keywords, check_method, check_single_weights, slip
 from sparse_core.neuron_pruning import NeuronPruning
 from sparse_core.optimizer_state import carry_state, check_elementwise, check_held, share_age, warm_up
 from sparse_core.presets import PRESETS, Preset
@@ -116,6 +116,8 @@ class Sparsifier:
                 f"`constraints` names no sparse layer with {sorted(unknown)}; known: {', '.join(self.layers)}"
             )
         check_held(self.layers, optimizer)
+        if isinstance(birth, str) or method.step_rule is not None:
+            check_single_weights(self.layers)
         self.method = _method(method, self.layers)
         self.birth: float | Birth = BIRTHS[birth] if isinstance(birth, str) else birth
         rules = [part[1] for part in (self.method.drop, self.method.grow, self.method.prune) if part is not None]
@@ -340,6 +342,8 @@ class Sparsifier:
     def forget(self, name: str) -> None:
         """Let go of what is remembered and captured of a layer, whose connections have become others."""
         self._memory[name], self._marks[name], self.layers[name].capture = {}, {}, None
+        if self.importance is not None:
+            self.importance.forget(name)
 
     def reached_plateau(self) -> None:
         """Say that validation gets no better: methods that search until then (CTRE) grow at random from now on."""
@@ -377,8 +381,6 @@ class Sparsifier:
         if not isinstance(self.birth, Birth):
             return None
         new = rewiring.after[rewiring.source < 0]
-        if view.values.dim() > 1:
-            raise ValueError("a birth by name needs connections of one weight: `conv_unit='weight'`")
         values: Tensor = self.birth.choose(view, new)
         return values
 

@@ -86,7 +86,8 @@ def sparsify(
         _check_topologies(topologies, wanted)
     for name, reason in chosen.skipped.items():
         logger.info("%s stays dense: %s", name or "the model", reason)
-    swapped = {}
+    swapped: dict[int, nn.Module] = {}
+    replaced = []  # held until the end, so that no other object can have the identity of one
     for name in wanted:
         dense_layer = model.get_submodule(name)
         assert isinstance(dense_layer, nn.Linear | nn.Conv2d)
@@ -94,6 +95,7 @@ def sparsify(
         layer.masking = None if masking is None else masking.choose(layer, chosen.multiplied[name])
         if not name:
             return layer
+        replaced.append(dense_layer)
         swapped[id(dense_layer)] = layer
         parent = model.get_submodule(name.rpartition(".")[0])
         setattr(parent, name.rpartition(".")[2], layer)

@@ -56,7 +56,8 @@ def network_distance(a: nn.Module | Mapping[str, Topology], b: nn.Module | Mappi
             f"two networks with the same sparse layers can be compared, got (outputs, inputs) {shapes[0]} and "
             f"{shapes[1]}; give models of one architecture, or topologies under the same names"
         )
-    above, places, layers = chain_of(ones), dict[str, NDArray[np.int64]](), dict[str, float]()
+    above = chain_of(sparse_layers(a) if isinstance(a, nn.Module) else ones)
+    places, layers = dict[str, NDArray[np.int64]](), dict[str, float]()
     for name, topology in ones.items():
         mine, other = adjacency(topology), adjacency(others[name])
         if name in above:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from sparse_core.draws import whole
 from sparse_core.grow import grow_rule
 from sparse_core.presets import PRESETS, Preset
 from sparse_core.view import LayerView
@@ -15,7 +16,7 @@ def steepest_of_a_sample(view: LayerView, count: int, *, candidates: float = 1.0
 
     O(B · candidates · n), with nothing dense; there are at least `count` candidates.
     """
-    size = min(max(int(candidates * view.count), count), view.vacant_count)
+    size = min(max(whole(candidates * view.count), count), view.vacant_count)
     sample = view.sample_vacant(size)
     return view.strongest_of(count, sample, view.seen.gradient_at(sample, view.shape[1]).abs())
 

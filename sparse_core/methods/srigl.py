@@ -18,30 +18,48 @@ def constant_fan_in(view: LayerView, count: int, *, ablate_below: float = 0.3) -
 
     Salient are the layer's strongest n - count connections and the `count` places with the largest |gradient|. A neuron
     with fewer than `ablate_below` · fan-in salient ones loses all its connections; the others share the layer's n out,
-    the first n mod neurons getting one more. Of each neuron's own kept connections the strongest stay, and the places
-    with the largest |gradient| come, until it has its share.
+    the first n mod neurons getting one more, as far as they have room. Of each neuron's own kept connections the
+    strongest stay, and the places with the largest |gradient| come, until it has its share. Connections where none may
+    grow stay and do not count.
     """
-    kept = torch.ones(view.count, dtype=torch.bool)
-    kept[view.least(view.values.abs(), count)] = False
-    steepest = view.freed((~kept).nonzero().squeeze(1)).strongest_gradients(count)
-    width, neurons = view.shape[1], view.allowed_outputs
+    width, neurons, every = view.shape[1], view.allowed_outputs, view.shape[0]
     rows = view.positions // width
-    salient = torch.bincount(rows[kept], minlength=view.shape[0]) + torch.bincount(
-        steepest // width, minlength=view.shape[0]
-    )
-    present = torch.bincount(rows, minlength=view.shape[0])
-    active = neurons[present[neurons] + salient[neurons] > 0]
-    fan_in = view.count / max(active.numel(), 1)
-    good = neurons[salient[neurons] >= max(ablate_below * fan_in, 1)]
+    ours = among(rows, neurons) & among(view.positions % width, view.allowed_inputs)
+    total = int(ours.sum())
+    if not total:
+        return view.positions[:0], view.positions[:0]
+    sizes = view.values.abs().masked_fill(~ours, torch.inf)
+    kept = torch.ones(view.count, dtype=torch.bool)
+    kept[view.least(sizes, min(count, total))] = False
+    kept |= ~ours
+    gone = (~kept).nonzero().squeeze(1)
+    steepest = view.freed(gone).strongest_gradients(gone.numel())
+    salient = _by_row(rows[kept & ours], every) + _by_row(steepest // width, every)
+    active = neurons[_by_row(rows[ours], every)[neurons] + salient[neurons] > 0]
+    good = neurons[salient[neurons] >= max(ablate_below * total / active.numel(), 1)]
     if not good.numel():
         good = neurons[largest(salient[neurons], 1)]
-    good = _with_room(view, good, neurons, salient)
-    share = torch.zeros(view.shape[0], dtype=torch.int64)
-    share[good] = torch.tensor(_shares(view.count, good, salient))
-    stay = kept & (_rank_in_row(rows, view.values.abs()) < share[rows])
-    missing = share - torch.bincount(rows[stay], minlength=view.shape[0])
+    room = _room(view)
+    good = _with_room(room, total, good, neurons, salient)
+    share = torch.zeros(every, dtype=torch.int64)
+    share[good] = _shares(total, salient[good], room[good])
+    stay = ~ours | (kept & (_rank_in_row(rows, sizes.masked_fill(~ours, -1)) < share[rows]))
+    missing = share - _by_row(rows[stay & ours], every)
     grown = _steepest_by_row(view, good, stay, missing)
     return _settled(view, (~stay).nonzero().squeeze(1), grown)
+
+
+def _by_row(rows: Tensor, every: int) -> Tensor:
+    """How often each row is among `rows`."""
+    return torch.bincount(rows, minlength=every)
+
+
+def _room(view: LayerView) -> Tensor:
+    """Places of each row where this layer's own connections may be."""
+    width = view.shape[1]
+    theirs = view.blocked[~among(view.blocked, view.positions)]
+    inside = theirs[among(theirs % width, view.allowed_inputs)]
+    return len(view.allowed_inputs) - _by_row(inside // width, view.shape[0])
 
 
 def _rank_in_row(rows: Tensor, sizes: Tensor) -> Tensor:
@@ -52,20 +70,24 @@ def _rank_in_row(rows: Tensor, sizes: Tensor) -> Tensor:
     return torch.empty_like(order).index_copy_(0, order, torch.arange(order.numel()) - first)
 
 
-def _with_room(view: LayerView, good: Tensor, neurons: Tensor, salient: Tensor) -> Tensor:
+def _with_room(room: Tensor, total: int, good: Tensor, neurons: Tensor, salient: Tensor) -> Tensor:
     """`good`, and as many of the best others as the layer's connections need to find a place."""
-    room = len(view.allowed_inputs)
-    while good.numel() * room < view.count and good.numel() < neurons.numel():
+    while int(room[good].sum()) < total and good.numel() < neurons.numel():
         others = neurons[~among(neurons, good)]
         good = torch.cat([good, others[largest(salient[others], 1)]]).sort().values
     return good
 
 
-def _shares(total: int, good: Tensor, salient: Tensor) -> list[int]:
-    """`total` in equal parts; the odd ones go to the neurons with most salient connections."""
-    each, odd = divmod(total, good.numel())
-    more = set(largest(salient[good], odd).tolist())
-    return [each + (index in more) for index in range(good.numel())]
+def _shares(total: int, salient: Tensor, room: Tensor) -> Tensor:
+    """`total` in equal parts; the odd ones go to the neurons with most salient connections, what does not fit on."""
+    share = torch.zeros_like(room)
+    while (left := total - int(share.sum())) > 0:
+        open_ = (share < room).nonzero().squeeze(1)
+        each, odd = divmod(left, open_.numel())
+        share[open_] += each
+        share[open_[largest(salient[open_], odd)]] += 1
+        share = torch.minimum(share, room)
+    return share
 
 
 def _steepest_by_row(view: LayerView, good: Tensor, stay: Tensor, missing: Tensor) -> Tensor:

@@ -98,6 +98,11 @@ def test_verdicts_on_known_truths(tmp_path: Path) -> None:
     assert better.improvement.value == 1
 
 
+def test_a_rule_that_plans_its_growth_searches_too(tmp_path: Path) -> None:
+    found = judged(write_study(tmp_path, {name: [1.0, 2.0] for name in ("static-0.9", "srigl-0.9")}))
+    assert [*found] == ["srigl-0.9:static-0.9"]
+
+
 def test_noise_is_undecided_and_says_how_many_seeds(tmp_path: Path) -> None:
     found = judged(write_study(tmp_path, {"static-0.9": spread(100, 20, 5), "set-0.9": spread(110, 20, 5)}))
     (each,) = found.values()

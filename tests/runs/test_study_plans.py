@@ -82,6 +82,7 @@ def test_several_presets_name_the_arms() -> None:
 
 
 def test_final_topology_names_the_arm_it_comes_from() -> None:
+    assert made(topologies="srigl,final-topology")["final-topology-0.9"].of == "srigl-0.9"
     found = made(topologies="static,set,rigl,final-topology,final-topology:rigl")
     assert {name: each.of for name, each in found.items() if each.of} == {
         "final-topology-0.9": "set-0.9", "final-topology-of-rigl-0.9": "rigl-0.9",

@@ -40,6 +40,33 @@ def state_of(optimizer: Optimizer, conv: SparseConv2d) -> dict[str, Tensor]:
     return {name: dense_values(conv, tensor, conv.positions) for name, tensor in tensors.items()}
 
 
+@pytest.mark.parametrize("birth", ["normal", "gradient"])
+def test_births_by_name_want_single_weights(birth: str) -> None:
+    conv = conv_of("kernel")
+    optimizer = torch.optim.SGD(conv.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"need connections of one weight, but those of '' have 6; make it with"):
+        Sparsifier(conv, optimizer, drop="magnitude", grow="random", birth=birth)
+    with pytest.raises(ValueError, match="need connections of one weight"):
+        Sparsifier.preset("deepr", conv, optimizer)
+
+
+@pytest.mark.parametrize("block", [1, 1 << 20])
+@pytest.mark.parametrize("unit", UNITS)
+def test_single_places_have_their_part_of_the_whole_gradient(
+    unit: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparse_core.conv.BLOCK_CELLS", block)
+    conv = conv_of(unit, padding=1)
+    conv.capture = Capture(2)
+    for batch in range(2):
+        conv.capture.batch = batch
+        conv(images(2, 3, 6, 7, seed=batch)).square().sum().backward()
+    whole = conv.capture.gradient_rows(0, conv.shape[0]).flatten()
+    places = torch.arange(whole.numel())[whole.numel() // 4 :: 5]  # none of output 0
+    found = conv.capture.gradient_at(places, conv.shape[1])
+    torch.testing.assert_close(found, whole[places], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("grow", [0, 1, 2])

@@ -329,3 +329,4 @@ def test_numbers_are_repeated_for_alike_networks() -> None:
     assert repeated("er:7,64", 2) == "er:7,64,7,64"
     assert repeated("er-power:power=2:7,64", 2) == "er-power:power=2:7,64,7,64"
     assert repeated("epsilon:epsilon=20", 2) == "epsilon:epsilon=20"
+    assert (repeated("er:7", 2), repeated("er", 2)) == ("er:7,7", "er")

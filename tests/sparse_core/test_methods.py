@@ -1,6 +1,7 @@
 """A worked example of every method's rules, and a plain masked-dense NumPy version of those with a paper's text."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from sparse_core import (
     PRESETS,
     REDISTRIBUTIONS,
     Adam,
+    Constraint,
     LayerView,
     SparseLinear,
     SparseMLP,
@@ -212,6 +214,32 @@ def test_magnitude_over_all_layers() -> None:
     assert found("global-magnitude", views, 3) == {"a": [0], "b": [1, 2]}
     # b's strongest (0.5) is weaker than a's 2.0, but the last of its layer.
     assert found("global-magnitude", views, 4) == {"a": [0, 2], "b": [1, 2]}
+
+
+def test_srigl_gives_no_row_more_than_it_has_room_for() -> None:
+    # Row 0 has one free place (3) and three frozen connections, row 1 four movable ones: three stay, one goes to row 0.
+    movable, blocked, capture = torch.tensor([4, 5, 6, 7]), torch.tensor([0, 1, 2, 4, 5, 6, 7]), Capture(1)
+    capture.add(torch.tensor([[1.0, 1.0, 1.0, 5.0]]), torch.tensor([[1.0, 1.0]]))
+    shown = LayerView((2, 4), movable, torch.tensor([9.0, 8.0, 7.0, 1.0]), blocked, seeded(), capture)
+    dropped, grown = DROP_RULES["constant-fan-in"].choose(shown, 1)
+    assert (dropped.tolist(), grown.tolist()) == ([3], [3])
+    # Where nothing may grow everything stays; where row 1 may, what row 0 has does not count.
+    free = torch.tensor([0, 1, 4])
+    for outputs, change in (([], ([], [])), ([1], ([2], [7]))):
+        constraint = Constraint(torch.tensor(outputs, dtype=torch.int64))
+        few = LayerView((2, 4), free, torch.tensor([1.0, 2.0, 3.0]), free, seeded(), capture, constraint)
+        dropped, grown = DROP_RULES["constant-fan-in"].choose(few, 1)
+        assert (dropped.tolist(), grown.tolist()) == change
+
+
+@pytest.mark.parametrize("choosing", [Choosing(mix=1.0), Choosing(temperature=0.0)])
+def test_the_best_of_each_layer_stays_whatever_is_drawn(choosing: Choosing) -> None:
+    views = two_layers([1.0, -5.0, 2.0], [0.5, 0.1, -0.2])
+    for seed in range(20):
+        drawn = {name: replace(each, choosing=choosing, generator=seeded(seed)) for name, each in views.items()}
+        gone = found("global-magnitude", drawn, 3)
+        assert 1 not in gone["a"]
+        assert 0 not in gone["b"]
 
 
 def test_where_there_is_no_room_the_weakest_go() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sparse_core import PRESETS, Adam, Constraint, SparseLinear, Sparsifier, Topology, sparse_layers, sparsify
-from sparse_core.activity import readers
+from sparse_core.activity import chain_of, readers
 
 FAST = ("static", "set", "deepr", "srigl")  # nothing, layer by layer, at every step, drop and growth in one
 METHODS = [
@@ -95,6 +95,24 @@ def test_a_dense_reader_keeps_its_weights_and_an_output_layer_its_neurons() -> N
     everything = network()
     assert readers(everything) == {"0": ("2", 1), "2": ("4", 1)}
     assert readers(model) == {"0": ("2", 1), "2": None}
+
+
+def test_heads_side_by_side_are_no_chain() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.policy, self.value = nn.Linear(8, 16), nn.Linear(16, 4), nn.Linear(16, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.body(x).relu()
+            return self.policy(x) + self.value(x)
+
+    model = sparsify(Heads(), 0.3, dense=(), generator=seeded())
+    assert readers(model) == {"body": ("policy", 1)}
+    assert chain_of(sparse_layers(model)) == {"policy": "body"}
+    sparsifier = Sparsifier.preset("static", model, Adam(model.parameters()))
+    sparsifier.prune_neurons(0.5)
+    assert {*sparsifier.neurons.gone} == {"body"}
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -200,6 +200,23 @@ def test_importance_begins_anew_at_each_change_and_is_gathered_by_the_optimizers
     assert not optimizer._optimizer_step_post_hooks
 
 
+def test_importance_of_connections_that_are_gone_is_forgotten() -> None:
+    layer, other = (SparseLinear(6, 5, sparsity=sparsity, generator=seeded()) for sparsity in (0.5, 0.8))
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    sparsifier = Sparsifier(layer, optimizer, drop="importance", grow="importance", seed=0)
+    assert sparsifier.importance is not None
+    for load in (False, True):
+        if load:
+            assert sparsifier.importance.signals("").connections.any()
+            layer.load_state_dict(other.state_dict())
+            sparsifier.forget("")
+            assert not sparsifier.importance.signals("").connections.any()
+        optimizer.zero_grad()
+        layer(torch.ones(2, 6)).square().sum().backward()
+        optimizer.step()
+    assert sparsifier.importance.signals("").connections.numel() == layer.nnz
+
+
 views = st.tuples(st.integers(1, 9), st.integers(1, 9), st.floats(0, 1), st.integers(0, 2**32), st.booleans())
 
 

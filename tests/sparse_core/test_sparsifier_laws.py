@@ -27,11 +27,11 @@ def state_by_position(optimizer: Optimizer, layer: SparseLinear) -> dict[str, Te
 
 
 def change_once(
-    drop: str, grow: str, optimizer_name: str, shape: tuple[int, int], density: float, fraction: float, regrow: str,
-    constrained: bool, seed: int,
+    drop: str, grow: str | None, optimizer_name: str, shape: tuple[int, int], density: float, fraction: float,
+    regrow: str, constrained: bool, seed: int,
 ) -> SparseLinear:  # fmt: skip
     """Train a random layer, part of it frozen, change it once, and check every law; the layer."""
-    in_place = GROW_RULES[grow].in_place
+    in_place = grow is not None and GROW_RULES[grow].in_place
     regrow = "fresh" if in_place else regrow
     generator = seeded(seed)
     rows, columns = shape
@@ -69,7 +69,7 @@ def change_once(
     # The exact count, as many as asked for unless there is no room.
     vacant = allowed[~torch.isin(allowed, taken)]
     asked = int(fraction * movable.numel() + 1e-9)
-    if DROP_RULES[drop].own_count:  # as many as it finds right
+    if DROP_RULES[drop].own_count or DROP_RULES[drop].plans:  # as many as it finds right
         asked = change.dropped.numel()
     assert layer.nnz == taken.numel()
     assert change.dropped.numel() == change.grown.numel() <= asked  # fewer where `kept` ones came back
@@ -107,10 +107,11 @@ PARTNERS = {"neuron-importance": "neuron-importance", "neuron-importance-or-rand
 TRIOS = {(drop, "random", "ours") for drop, rule in DROP_RULES.items() if not (rule.plans or rule.needs_closure)}
 TRIOS |= {(PARTNERS.get(grow, "magnitude"), grow, "ours decoupled") for grow in GROW_RULES}
 TRIOS |= {("signed", "gradient", optimizer) for optimizer in OPTIMIZERS}
+TRIOS |= {(drop, None, "ours") for drop, rule in DROP_RULES.items() if rule.plans}
 TRIOS |= {(preset.drop, preset.grow, "Adam") for preset in PRESETS.values() if preset.drop and preset.grow}
 
 
-@pytest.mark.parametrize(("drop", "grow", "optimizer"), sorted(TRIOS))
+@pytest.mark.parametrize(("drop", "grow", "optimizer"), sorted(TRIOS, key=str))
 @settings(max_examples=5)
 @example(shape=(6, 7), density=0.5, fraction=0.5, regrow="kept", constrained=False, seed=0)
 @example(shape=(6, 7), density=0.9, fraction=0.9, regrow="fresh", constrained=True, seed=1)  # not room for all
@@ -124,7 +125,7 @@ TRIOS |= {(preset.drop, preset.grow, "Adam") for preset in PRESETS.values() if p
     seed=st.integers(0, 2**32),
 )
 def test_laws_of_one_change(
-    drop: str, grow: str, optimizer: str, shape: tuple[int, int], density: float, fraction: float, regrow: str,
+    drop: str, grow: str | None, optimizer: str, shape: tuple[int, int], density: float, fraction: float, regrow: str,
     constrained: bool, seed: int,
 ) -> None:  # fmt: skip
     case = (drop, grow, optimizer, shape, density, fraction, regrow, constrained, seed)
@@ -133,7 +134,9 @@ def test_laws_of_one_change(
     assert torch.equal(first.values, second.values)
 
 
-@pytest.mark.parametrize("name", [name for name in SEARCHING if PRESETS[name].drop not in PARTNERS])
+@pytest.mark.parametrize(
+    "name", [name for name in SEARCHING if PRESETS[name].grow and PRESETS[name].drop not in PARTNERS]
+)
 def test_another_seed_gives_another_topology(name: str) -> None:
     def trained(seed: int) -> list[Topology]:
         model = network(name)
