@@ -66,6 +66,9 @@ def test_every_method_is_in_the_table_with_its_choices() -> None:
     for name, preset in PRESETS.items():
         for choice in (preset.summary, preset.drop or preset.prune, preset.grow, preset.dense_by_nature):
             assert choice is None or choice in rows[name], (name, choice)
+        *_, fraction, period, _ = (cell.strip() for cell in rows[name].strip("| ").split(" | "))
+        assert fraction in ("–", f"{preset.drop_fraction:.2g} {preset.schedule}"), name
+        assert period in ("–", "once", str(preset.period)), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

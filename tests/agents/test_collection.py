@@ -428,3 +428,20 @@ def test_action_is_the_actors_to_the_bit(env: str) -> None:
         got = model._act(row)
         assert frozen(got) == frozen(expected)
         assert (model.policy.unscale_action(got) == model.predict(row)[0]).all()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_store_transition", "predict", "policy.predict", "policy.scale_action", "policy.unscale_action",
+        "env.step_async", "env.step_wait", "env._save_obs", "env._obs_from_buf",
+    ],
+)  # fmt: skip
+def test_whatever_somebody_has_replaced_is_left_to_sb3(name: str) -> None:
+    model = agent()
+    assert is_plain(model, model.env, model.train_freq, model.replay_buffer)
+    path, _, method = name.rpartition(".")
+    owner = getattr(model, path) if path else model
+    own = getattr(owner, method)
+    setattr(owner, method, lambda *given, **more: own(*given, **more))
+    assert not is_plain(model, model.env, model.train_freq, model.replay_buffer)

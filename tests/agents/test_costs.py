@@ -96,3 +96,14 @@ def test_policy_updates_come_every_few(updates: int, policy_updates: int) -> Non
     critics = 40 + 96 + 2 * (144 - 40)
     policy = 120 - 24 + 96
     assert training_cost(model, updates, 5) == 8 * (critics * updates + policy * policy_updates)
+
+
+@pytest.mark.parametrize(("actor", "critic"), [(0.25, 0.0), (0.0, 0.5)])
+def test_counts_that_fall_are_charged_as_they_were(actor: float, critic: float) -> None:
+    options: dict[str, Any] = dict(actor_sparsity=actor, critic_sparsity=critic, period=4, total_updates=20, **TINY)
+    falling, static = (fill(agent(topology=name, **options)) for name in ("gmp", "static"))
+    for model in (falling, static):
+        model.train(20, 8)
+    assert nnz(falling.actor) == nnz(static.actor)
+    assert nnz(falling.critic) == nnz(static.critic)
+    assert training_cost(falling, 20, 30) > training_cost(static, 20, 30)

@@ -302,9 +302,10 @@ def test_another_optimizer_in_the_middle_is_taken() -> None:
     assert not model.critic.optimizer.state  # plain SGD has none: what stepped was this one
 
 
-def test_a_step_hook_is_called() -> None:
+@pytest.mark.parametrize("when", ["pre", "post"])
+def test_a_step_hook_is_called(when: str) -> None:
     model, calls = fill(agent()), []
-    model.critic.optimizer.register_step_pre_hook(lambda *_: calls.append(1))
+    getattr(model.critic.optimizer, f"register_step_{when}_hook")(lambda *_: calls.append(1))
     model.train(3, 16)
     assert len(calls) == 3
 

@@ -92,3 +92,12 @@ def test_pruned_neurons_are_gone_in_targets_and_files_too(tmp_path: Any) -> None
     assert same(loaded.get_parameters(), model.get_parameters())
     for name, neurons in loaded.critic_sparsifier.neurons.gone.items():
         assert not loaded.critic_sparsifier.layers[name].topology.fan_in[neurons].any()
+
+
+def test_actor_and_critics_end_at_their_own_sparsity() -> None:
+    options = dict(topology="granet", actor_sparsity=0.8, critic_sparsity=0.6, total_updates=12, period=2)
+    model = fill(agent(**options))
+    model.train(12, 16)
+    for network, wanted in ((model.actor, 0.8), (model.critic, 0.6)):
+        cells = sum(layer.cells for layer in sparse_layers(network).values())
+        assert sparsity(network) == pytest.approx(wanted, abs=3 / cells)

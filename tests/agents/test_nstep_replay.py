@@ -3,15 +3,18 @@
 import copy
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
 from hypothesis import given
 from hypothesis import strategies as st
-from small_agents import agent, fill, reach, same
+from small_agents import EPISODE, Reach, agent, fill, reach, same
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from agents import NStepReplay, SparseSAC, SparseTD3
 from agents.fused_update import FusedUpdate
@@ -233,3 +236,35 @@ def test_plain_long_returns_are_sb3s_own_unless_ours_are_asked_for() -> None:
 def test_a_buffer_of_ones_own_stays() -> None:
     model = agent(replay_buffer_class=NStepReplayBuffer, replay_buffer_kwargs=dict(n_steps=2))
     assert type(copy.copy(model.replay_buffer)) is NStepReplayBuffer
+
+
+class Line(gymnasium.Env):
+    observation_space, action_space = SPACES
+
+
+def test_samples_behind_normalisation_are_sb3s_own() -> None:
+    env = VecNormalize(DummyVecEnv([Line]))
+    env.obs_rms.mean[:], env.obs_rms.var[:], env.ret_rms.var = 0.02, 1e-3, np.array(4.0)
+    ours, theirs = buffer(), buffer(NStepReplayBuffer, n_steps=3, gamma=0.9)
+    ours.n_steps, ours.gamma = 3, 0.9
+    batches = []
+    for held in (ours, theirs):
+        add(held, [1, 2, 4, 8, 16, 32], "..t.c.")
+        np.random.seed(3)  # noqa: NPY002 (SB3's own source)
+        batches.append(held.sample(32, env=env))
+    for one, other in zip(*batches, strict=True):
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_old_rows_are_shown_to_the_policy_as_it_sees_them() -> None:
+    class Single(Reach):
+        observation_space = spaces.Box(-1.0, 1.0, (3,), np.float32)
+
+    env = VecNormalize(DummyVecEnv([lambda: TimeLimit(Single(), EPISODE)]))
+    env.obs_rms.mean[:], env.obs_rms.var[:] = 0.5, 0.01
+    model = fill(agent(env, buffer_min=10, backend="gemm"))
+    model.train(1, 16)
+    seen = np.random.default_rng(0).uniform(-1, 1, (5, 3)).astype(np.float32)
+    wanted = model.predict(env.normalize_obs(seen), deterministic=True)[0] / 2  # actions reach from -2 to 2
+    np.testing.assert_allclose(model._answers(seen), wanted, atol=1e-5)

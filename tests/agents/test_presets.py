@@ -23,6 +23,12 @@ def test_ds_td3_is_as_its_authors_ran_it() -> None:
     assert int(preset.stop * updates) == 925_000
 
 
+def test_anf_is_as_its_authors_ran_it() -> None:
+    preset = AGENT_PRESETS["anf"]
+    assert (preset.learning_rate, preset.weight_decay, preset.batch_size) == (1e-3, 2e-4, 100)
+    assert (preset.drop_fraction, preset.input_sparsity) == (0.05, 0.8)
+
+
 @pytest.mark.parametrize(
     ("env", "distribution"),
     [

@@ -9,10 +9,11 @@ import torch
 from small_agents import agent, dense_state, fill, reach, same, topologies
 from stable_baselines3 import SAC
 from stable_baselines3.common.utils import set_random_seed
+from torch import nn
 
 from agents import AGENT_PRESETS, SparseSAC
 from agents.costs import training_cost
-from sparse_core import PRESETS, Adam, sparse_layers
+from sparse_core import PRESETS, Adam, SparseLinear, sparse_layers
 from sparse_core.meters import nnz, sparsity
 
 
@@ -222,3 +223,11 @@ def test_masked_methods_train_it_and_its_targets_keep_the_same(name: str) -> Non
         assert layer.multiplied < layer.cells or not PRESETS[name].exact
     online, target = (sparse_layers(network) for network in (model.critic, model.critic_target))
     assert all(torch.equal(layer.masking.kept, target[key].masking.kept) for key, layer in online.items())
+
+
+def test_every_hidden_layer_is_normalised() -> None:
+    model = sac(norm="layer")
+    kinds = [SparseLinear, nn.LayerNorm, nn.ReLU] * 2
+    assert [type(module) for module in model.actor.latent_pi] == kinds
+    for network in (*model.critic.q_networks, *model.critic_target.q_networks):
+        assert [type(module) for module in network] == [*kinds, nn.Linear]

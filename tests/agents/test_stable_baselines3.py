@@ -479,3 +479,12 @@ def test_a_normalised_environment_later_is_taken_or_told(tmp_path: Path) -> None
         agent().set_env(normalised)
     unscaled = agent(VecNormalize(DummyVecEnv([reach]), norm_obs=False))  # rewards only
     assert unscaled.replay_buffer.observations.dtype == np.float32
+
+
+@pytest.mark.parametrize("kind", [SparseTD3, SparseSAC])
+def test_every_optimizer_follows_the_learning_rate(kind: type) -> None:
+    options = dict(sparsity=0.6, period=10, backend="gemm", learning_rate=lambda left: 1e-3 * left)
+    model = agent(kind=kind, **options).learn(40)
+    optimizers = [model.actor.optimizer, model.critic.optimizer]
+    optimizers += [model.ent_coef_optimizer] if kind is SparseSAC else []
+    assert {group["lr"] for optimizer in optimizers for group in optimizer.param_groups} == {0.0}  # at the end

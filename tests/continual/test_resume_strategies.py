@@ -87,10 +87,18 @@ def test_whoever_can_resume_is_tested() -> None:
     }  # fmt: skip
 
 
+# One of each kind of store; the others are slow ones.
+EACH = {"afaf", "spacenet-2021", "spacenet-rehearsal", "spacenet-slda", "sparse-finetune"}
+
+
+def is_slow(name: str, choices: dict[str, Any]) -> bool:
+    return choices != {"isolation": "strict"} if choices else name not in EACH
+
+
 @pytest.mark.parametrize(
     ("name", "choices"),
-    [  # one of ours and AFAF here, the others are slow ones
-        pytest.param(name, choices, id=f"{name}-{index}", marks=() if index in (0, 9) else pytest.mark.slow)
+    [
+        pytest.param(name, choices, id=f"{name}-{index}", marks=pytest.mark.slow if is_slow(name, choices) else ())
         for index, (name, choices) in enumerate(CASES)
     ],
 )

@@ -1,5 +1,6 @@
 """All-ReLU: by hand, in a network, and where rules ask what neurons answer."""
 
+import copy
 import re
 from functools import partial
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparse_core import AllReLU, SparseMLP, sparse_layers
+from sparse_core import AllReLU, SparseLinear, SparseMLP, sparse_layers
 from sparse_core.activity import activities
 
 
@@ -67,3 +68,21 @@ def test_rules_see_what_neurons_answer() -> None:
 def test_what_cannot_be(arguments: Any, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         AllReLU(*arguments)
+
+
+def test_a_look_at_answers_leaves_normalisations_as_they_are() -> None:
+    model = nn.Sequential(
+        SparseLinear(5, 8, sparsity=0.5), nn.BatchNorm1d(8), nn.Tanh(), SparseLinear(8, 2, sparsity=0.5)
+    )
+    before, inputs = copy.deepcopy(model.state_dict()), torch.randn(6, 5)
+    answer = activities(model)["0"](inputs)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model[1].training
+    assert torch.equal(answer, model.eval()[:3](inputs))
+
+
+def test_without_modules_between_them_hidden_layers_answer_through_relu() -> None:
+    bare = nn.ModuleDict({"a": SparseLinear(5, 8, sparsity=0.5), "b": SparseLinear(5, 2, sparsity=0.5)})
+    inputs = torch.randn(6, 5)
+    assert torch.equal(activities(bare)["a"](inputs), bare["a"](inputs).relu())
+    assert torch.equal(activities(bare)["b"](inputs), bare["b"](inputs))

@@ -1,5 +1,6 @@
 """Whole convolutional models: their sparsity, their costs, and what they refuse."""
 
+import copy
 import re
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from small_convolutions import UNITS, seeded
 from torch import Tensor, nn
 
-from sparse_core import SparseConv2d, SparseLinear, plan, sparse_layers, sparsify
+from sparse_core import SparseConv2d, SparseLinear, Topology, plan, sparse_layers, sparsify
 from sparse_core.meters import (
     LayerCount,
     Use,
@@ -128,3 +129,23 @@ def test_compiled_passes_refuse_convolutions() -> None:
     assert fusible(nn.Sequential(SparseLinear(6, 6, sparsity=0.5)))
     assert not fusible(nn.Sequential(conv))
     assert not fusible(nn.Sequential(SparseLinear(6, 6, sparsity=0.5), nn.ReLU(), conv))
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_convolutions_take_init_and_backend(unit: str) -> None:
+    dense = nn.Conv2d(8, 6, 3)
+    plain, scaled = (
+        sparsify(copy.deepcopy(dense), 0.7, conv_unit=unit, init=init, backend="csr", generator=seeded())
+        for init in ("torch", "fan-in")
+    )
+    factors = (plain.in_features / plain.topology.fan_in[plain.topology.rows.long()]).sqrt()
+    torch.testing.assert_close(scaled.values, plain.values * factors.view(-1, *[1] * (plain.values.dim() - 1)))
+    assert plain.backend == scaled.backend == "csr"
+
+
+def test_same_padding_of_a_dilated_convolution() -> None:
+    dense = nn.Conv2d(2, 3, (5, 3), padding="same", dilation=(1, 2))
+    sparse = SparseConv2d.from_dense(dense, Topology.full((3, 30)))
+    assert sparse.padding == (2, 2)
+    inputs = torch.randn(2, 2, 9, 8, generator=seeded())
+    torch.testing.assert_close(sparse(inputs), dense(inputs))

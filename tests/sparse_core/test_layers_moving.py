@@ -235,3 +235,18 @@ def test_a_state_with_parts_missing_is_refused_and_nothing_changes() -> None:
     with pytest.raises(RuntimeError, match=r"Missing key.*columns"):
         layer.load_state_dict(state)
     assert_equal_state(layer.state_dict(), before)
+
+
+def test_gradients_follow_their_connections() -> None:
+    """Those of several batches may be added up over a change."""
+    layer = layer_of()
+    layer(torch.randn(5, layer.in_features, generator=seeded(), dtype=layer.values.dtype)).square().sum().backward()
+    before = layer.values.grad.clone()
+    change = change_of(layer, [0, 3], 2)
+    layer.rewire(change)
+    kept = change.source >= 0
+    assert torch.equal(layer.values.grad[kept], before[change.source[kept]])
+    assert not layer.values.grad[~kept].any()
+    before = layer.values.grad.clone()
+    frozen, _ = layer.freeze(layer.positions[[1, 2]])
+    assert torch.equal(layer.values.grad, before[frozen.source])

@@ -248,3 +248,11 @@ def test_a_share_out_of_range_changes_nothing() -> None:
     with pytest.raises(ValueError, match=r"`share` must be in \[0, 1\).*got 1"):
         sparsifier.prune_neurons(1)
     assert not sparsifier.neurons.gone
+
+
+def test_neurons_whose_connections_do_not_learn_stay() -> None:
+    model = network()
+    model[2].values.requires_grad_(False)  # reads the first layer's neurons and makes the second's
+    sparsifier = Sparsifier.preset("static", model, Adam(model.parameters()))
+    sparsifier.prune_neurons(0.5)
+    assert not sparsifier.neurons.gone

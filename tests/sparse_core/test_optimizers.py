@@ -2,6 +2,7 @@ import copy
 import io
 from collections.abc import Callable, Iterable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sparse_core import Adam, Rewiring, SparseLinear, Sparsifier, carry_state
+from sparse_core.optimizer_state import rate_of
 
 Make = Callable[[Iterable[Tensor]], Optimizer]
 
@@ -291,3 +293,23 @@ def test_state_follows_freezing(name: str) -> None:
     for key, tensor in biases.items():
         assert torch.equal(optimizer.state[layer.bias][key], tensor[[1, 2, 4]]), key
     train(layer, optimizer, 2, seed=1)
+
+
+def test_settings_come_back_with_the_state() -> None:
+    def made(**chosen: Any) -> Adam:
+        return Adam([torch.nn.Parameter(torch.ones(3))], **chosen)
+
+    chosen = dict(lr=0.3, betas=(0.5, 0.9), eps=1e-3, weight_decay=0.2, decoupled=True, warmup=7, ages=False)
+    restored = made()
+    restored.load_state_dict(made(**chosen).state_dict())
+    assert {name: restored.param_groups[0][name] for name in chosen} == chosen
+    # Of another optimizer's state what it does not know stays.
+    mine, theirs = made(decoupled=True, warmup=5), torch.optim.AdamW([torch.nn.Parameter(torch.ones(3))], lr=0.25)
+    mine.load_state_dict(theirs.state_dict())
+    assert [mine.param_groups[0][name] for name in ("lr", "decoupled", "warmup")] == [0.25, True, 5]
+
+
+def test_each_parameter_has_the_rate_of_its_group() -> None:
+    one, two = (SparseLinear(4, 3, sparsity=0.5) for _ in range(2))
+    optimizer = torch.optim.SGD([{"params": one.parameters(), "lr": 0.1}, {"params": two.parameters(), "lr": 0.5}])
+    assert [rate_of(optimizer, each) for each in (one, two)] == [0.1, 0.5]

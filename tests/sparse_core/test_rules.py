@@ -317,3 +317,23 @@ def test_rigl_agrees_with_a_dense_mask() -> None:
         numpy_rigl(weight, mask, int(fraction * mask.sum()), (upstream.T @ inputs).numpy())
         assert np.array_equal(layer.topology.to_mask().numpy(), mask), seed
         assert np.array_equal(layer.to_dense().weight.detach().numpy(), weight), seed
+
+
+SCORED = [name for name in GROW_RULES if name not in ("random", "in-place", "sampled-gradient")]
+
+
+@pytest.mark.parametrize("name", [*SCORED, "similarity:metric=ip", "similarity:metric=l2"])
+def test_where_some_outputs_may_grow_their_best_do(name: str) -> None:
+    """In a rule's own order, which it tells by growing one, two, three and so on."""
+    choose = GROW_RULES[name].choose
+
+    def view(outputs: list[int] | None = None) -> LayerView:
+        constraint = Constraint(outputs=None if outputs is None else torch.tensor(outputs))
+        return replace(random_view(9, 8, 0.3, 5, False), constraint=constraint)
+
+    ranking: list[int] = []
+    for count in range(1, view().vacant_count + 1):
+        ranking += sorted({*choose(view(), count).tolist()} - {*ranking})
+    best = [position for position in ranking if position // 8 in (1, 4, 7)]
+    for count in (1, 4, view([1, 4, 7]).vacant_count - 1):
+        assert choose(view([1, 4, 7]), count).tolist() == sorted(best[:count])

@@ -417,3 +417,15 @@ def test_an_argument_that_is_not_there_is_named() -> None:
         Sparsifier.preset("set", model, optimizer, dropfraction=0.2)
     with pytest.raises(TypeError, match="no argument 'summary'"):
         Sparsifier(model, optimizer, drop="magnitude", grow="random", summary="mine")
+
+
+def test_more_of_the_papers_choices() -> None:
+    for name in ("cht", "chts"):
+        assert (PRESETS[name].chains, PRESETS[name].regrow, PRESETS[name].distribution) == (True, "fresh", "uniform")
+    chts, smet, soft = PRESETS["chts"], PRESETS["smet"], PRESETS["mest-soft"]
+    assert (chts.drop_temperature, chts.final_drop_temperature, chts.grow_temperature, chts.stop) == (1, 9, 1, 0.75)
+    assert (smet.warmup, smet.drop_fraction, smet.schedule, smet.distribution) == (100, 0.2, "cosine", "uniform")
+    assert (soft.overshoot, soft.course, soft.schedule) == (1.2, "staged", "staged")
+    fractions = {"dsr": 0.1, "itop-set": 0.5, "itop-rigl": 0.5, "similarity": 0.05, "wast": 0.3}
+    assert {name: PRESETS[name].drop_fraction for name in fractions} == fractions
+    assert {PRESETS[name].regrow for name in ("rigl-fresh", "set-fresh", "smet", "deepr")} == {"no"}
