@@ -28,7 +28,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import set_random_seed
 from torch import Tensor, nn
 
-from agents import SparseTD3
+from agents import SparseSAC, SparseTD3
 from sparse_core import Adam, SparseLinear, sparse_layers
 
 
@@ -382,3 +382,28 @@ def test_environment_by_name() -> None:
 def test_world_is_made_once() -> None:
     env = reach()
     assert agent(env).get_env().envs[0].unwrapped is env.unwrapped
+
+
+class Normed(BaseFeaturesExtractor):
+    """Observations through a batch normalisation."""
+
+    def __init__(self, space: spaces.Box) -> None:
+        super().__init__(space, space.shape[0])
+        self.norm = nn.BatchNorm1d(space.shape[0])
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return self.norm(observations)
+
+
+@pytest.mark.parametrize("kind", [SparseTD3, SparseSAC])
+def test_targets_normalise_by_the_same_statistics(kind: type) -> None:
+    options = dict(net_arch=[16, 16], features_extractor_class=Normed)
+    model = fill(agent(kind=kind, sparsity=0.6, period=10, policy_kwargs=options))
+    model.train(4, 16)
+    pairs = [(model.critic, model.critic_target)]
+    pairs += [(model.actor, model.actor_target)] if kind is SparseTD3 else []
+    for online, target in pairs:
+        for name in ("running_mean", "running_var"):
+            ours, theirs = (getattr(each.features_extractor.norm, name) for each in (online, target))
+            assert torch.equal(ours, theirs), name
+            assert not torch.equal(ours, getattr(nn.BatchNorm1d(3), name)), name
