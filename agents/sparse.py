@@ -315,6 +315,9 @@ class SparseAgent(MovingTopologies):
             state = self._adaptation[network]
             kept = {key: {**state.get(key, {}), layer: {}} for key in ("memory", "marks")}
             captures = {name: pairs for name, pairs in state["captures"].items() if name != layer}
+            if state["importance"] is not None:
+                totals = {name: total for name, total in state["importance"]["totals"].items() if name != layer}
+                kept["importance"] = {**state["importance"], "totals": totals}
             self._adaptation = {**self._adaptation, network: {**state, **kept, "captures": captures}}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:

@@ -62,8 +62,9 @@ def fwt(r: ArrayLike, initial: ArrayLike | None) -> float | None:
 
     Args:
         r: the matrix, T × T.
-        initial: b, the accuracy on each task before any training (T numbers). None gives None: where one head serves
-            all classes, a task's classes are never predicted before it is learned, and the number means nothing.
+        initial: b, the accuracy on each task before any training, chance where there is no answer yet (T numbers).
+            None gives None: where one head serves all classes, a task's classes are never predicted before it is
+            learned, and the number means nothing.
     """
     matrix = _matrix(r)
     if initial is None or len(matrix) == 1:

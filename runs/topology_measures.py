@@ -21,7 +21,7 @@ def distance(before: Layers, now: Layers) -> float | None:
     """Topology distance of one network at two times (NNSTD, arXiv:2006.14085); None for layers over 1024 wide."""
     if not now or max(topology.shape[0] for topology in now.values()) > WIDEST:
         return None
-    return network_distance(before, now).mean
+    return network_distance(before, now, linear=True).mean
 
 
 def small_worldness(layers: Layers, generator: torch.Generator) -> SmallWorld | None:

@@ -26,24 +26,25 @@ class Shaped(Protocol):
         """(outputs, inputs)."""
 
 
-def chain_of(layers: Mapping[str, Shaped]) -> dict[str, str]:
+def chain_of(layers: Mapping[str, Shaped], linear: bool = False) -> dict[str, str]:
     """For a layer, the one before it in the same module whose outputs are its inputs, told by the order and the sizes.
 
     An output may feed several consecutive inputs: a channel the taps of a kernel, or the pixels of a flattened map. Of
-    a layer that is known to be linear it feeds one: two heads beside each other are no chain.
+    a layer that is not known to be a convolution it feeds one, so that two heads side by side are no chain; bare
+    topologies may be of convolutions unless they are said to be `linear`.
     """
     found = {}
     names = list(layers)
     for above, below in pairwise(names):
         together = above.rpartition(".")[0] == below.rpartition(".")[0]
-        if together and _feeds(layers[above], layers[below].shape[1]):
+        if together and _feeds(layers[above], layers[below].shape[1], linear):
             found[below] = above
     return found
 
 
-def _feeds(above: Shaped, inputs: int) -> bool:
+def _feeds(above: Shaped, inputs: int, linear: bool = False) -> bool:
     """Whether so many inputs can be a layer's outputs, told by the sizes."""
-    several = not isinstance(above, SparseLinear) or hasattr(above, "kernel_size")
+    several = hasattr(above, "kernel_size") or not (linear or isinstance(above, SparseLinear))
     return inputs % above.shape[0] == 0 if several else inputs == above.shape[0]
 
 

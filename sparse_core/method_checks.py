@@ -11,7 +11,7 @@ from sparse_core.birth import BIRTHS
 from sparse_core.courses import COURSES, CourseOfCounts, check_shares
 from sparse_core.drop import DROP_RULES
 from sparse_core.grow import GROW_RULES
-from sparse_core.layers import SparseLinear
+from sparse_core.layers import SparseLinear, learning
 from sparse_core.maskings import MASKINGS
 from sparse_core.presets import NOT_CHOSEN, Preset
 from sparse_core.redistribution import REDISTRIBUTIONS
@@ -30,13 +30,15 @@ def check_keywords(given: Collection[str], usual: Collection[str]) -> None:
             raise TypeError(f"a `Sparsifier` has no argument {name!r}; {hint(name, choices)}")
 
 
-def check_single_weights(layers: Mapping[str, SparseLinear]) -> None:
-    """Raise a `ValueError` where connections are whole kernels, for methods that give single weights their values."""
-    for name, layer in layers.items():
-        if layer.weights_per_connection > 1:
+def check_single_weights(method: Preset, layers: Mapping[str, SparseLinear]) -> None:
+    """Raise a `ValueError` where connections are whole kernels and a method gives single weights their values."""
+    if not method.changes or not (isinstance(method.birth, str) or method.step_rule):
+        return
+    for name, layer in learning(layers).items():
+        if layer.connection_shape:
             raise ValueError(
-                f"a birth by name and a rule for every step need connections of one weight, but those of {name!r} have "
-                f"{layer.weights_per_connection}; make it with `conv_unit='weight'`, or choose another method"
+                f"a birth by name and a rule for every step need connections of one weight, but those of {name!r} are "
+                "whole kernels; make it with `conv_unit='weight'`, or choose another method"
             )
 
 

@@ -116,8 +116,7 @@ class Sparsifier:
                 f"`constraints` names no sparse layer with {sorted(unknown)}; known: {', '.join(self.layers)}"
             )
         check_held(self.layers, optimizer)
-        if isinstance(birth, str) or method.step_rule is not None:
-            check_single_weights(self.layers)
+        check_single_weights(method, self.layers)
         self.method = _method(method, self.layers)
         self.birth: float | Birth = BIRTHS[birth] if isinstance(birth, str) else birth
         rules = [part[1] for part in (self.method.drop, self.method.grow, self.method.prune) if part is not None]
@@ -271,7 +270,10 @@ class Sparsifier:
         births = {name: self._births(views[name], rewiring) for name, rewiring in rewirings.items()}
         self._pending, self._memory, self.neurons = False, memory, neurons
         self._captures.drop()
-        self._looked += self.choices.capture_batches if self.needs_capture else 0
+        # A share of none is not looked for; what is may come back to where it was.
+        moved = any(rewiring.dropped.numel() or rewiring.grown.numel() for rewiring in rewirings.values())
+        if moved or any(whole(self.fraction(self.steps) * view.count) for view in views.values()):
+            self._looked += self.choices.capture_batches if self.needs_capture else 0
         self._apply_all(rewirings, births)
         return rewirings
 

@@ -34,7 +34,9 @@ def topologies(model: nn.Module) -> dict[str, Topology]:
     return {name: layer.active_topology for name, layer in sparse_layers(model).items()}
 
 
-def network_distance(a: nn.Module | Mapping[str, Topology], b: nn.Module | Mapping[str, Topology]) -> NetworkDistance:
+def network_distance(
+    a: nn.Module | Mapping[str, Topology], b: nn.Module | Mapping[str, Topology], *, linear: bool = False
+) -> NetworkDistance:
     """Distance of two networks' sparse topologies, whatever the order of their neurons (NNSTD, arXiv:2006.14085).
 
     A neuron of one network is held against one of the other by their sets of inputs A and B: (|A - B| + |B - A|) /
@@ -45,6 +47,7 @@ def network_distance(a: nn.Module | Mapping[str, Topology], b: nn.Module | Mappi
     Args:
         a: a model with sparse layers, or the topology of each layer by its name, from inputs to outputs.
         b: another of the same layers.
+        linear: of topologies: whether none is a convolution's, so that each output feeds one input. Models know.
 
     Raises:
         ValueError: for networks without sparse layers, or whose layers have other names or shapes.
@@ -56,7 +59,8 @@ def network_distance(a: nn.Module | Mapping[str, Topology], b: nn.Module | Mappi
             f"two networks with the same sparse layers can be compared, got (outputs, inputs) {shapes[0]} and "
             f"{shapes[1]}; give models of one architecture, or topologies under the same names"
         )
-    above = chain_of(sparse_layers(a) if isinstance(a, nn.Module) else ones)
+    models = [sparse_layers(given) for given in (a, b) if isinstance(given, nn.Module)]
+    above = chain_of(models[0] if models else ones, linear)
     places, layers = dict[str, NDArray[np.int64]](), dict[str, float]()
     for name, topology in ones.items():
         mine, other = adjacency(topology), adjacency(others[name])

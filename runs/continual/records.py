@@ -93,7 +93,7 @@ class Examiner:
     def begin(self, learner: Any, record: Record) -> None:
         """Examine a learner that has learned nothing, where that says something.
 
-        One that has no answer yet (ours, class means) can but guess, as untrained outputs do: right for one class.
+        One that has no answer yet (ours, statistics) can but guess, as untrained outputs do: right for one class.
         """
         if self.benchmark.scenario != "domain-il" or not knows_classes(learner) or is_joint(learner):
             return

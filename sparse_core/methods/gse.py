@@ -16,6 +16,8 @@ def steepest_of_a_sample(view: LayerView, count: int, *, candidates: float = 1.0
 
     O(B · candidates · n), with nothing dense; there are at least `count` candidates.
     """
+    if not count:
+        return view.positions[:0]
     size = min(max(whole(candidates * view.count), count), view.vacant_count)
     sample = view.sample_vacant(size)
     return view.strongest_of(count, sample, view.seen.gradient_at(sample, view.shape[1]).abs())

@@ -18,7 +18,7 @@ def constant_fan_in(view: LayerView, count: int, *, ablate_below: float = 0.3) -
 
     Salient are the layer's strongest n - count connections and the `count` places with the largest |gradient|. A neuron
     with fewer than `ablate_below` · fan-in salient ones loses all its connections; the others share the layer's n out,
-    the first n mod neurons getting one more, as far as they have room. Of each neuron's own kept connections the
+    those with most salient ones getting one more, as far as they have room. Of each neuron's own kept connections the
     strongest stay, and the places with the largest |gradient| come, until it has its share. Connections where none may
     grow stay and do not count.
     """

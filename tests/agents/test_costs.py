@@ -59,6 +59,15 @@ def test_growth_by_some_gradients_costs_as_many_as_there_are_connections() -> No
     assert training_cost(model, 10, 30) - before == 2 * (2 * 8 * 7 + 2 * (2 * 8 * 8))
 
 
+def test_a_change_of_nothing_is_not_looked_for() -> None:
+    # ζ falls to zero at the last of three changes: 0.45, 0.15 and 0 of eight movable connections.
+    options: dict[str, Any] = dict(actor_sparsity=0.25, critic_sparsity=0.5, period=4, total_updates=12, **TINY)
+    model = fill(agent(topology="rigl:stop=1:drop_fraction=0.6", **options))
+    model.train(12, 8)
+    assert model.critic_sparsifier.fraction(12) == pytest.approx(0)
+    assert model.critic_sparsifier.looks == 2
+
+
 def test_growth_by_gradient_keeps_its_batches() -> None:
     rigl, plain = (
         fill(

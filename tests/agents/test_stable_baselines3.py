@@ -286,6 +286,16 @@ def test_what_a_method_remembers_does_not_stay_with_other_connections() -> None:
     assert signs.shape == values.shape
 
 
+def test_importance_of_a_loaded_agents_connections_goes_with_them(tmp_path: Path) -> None:
+    first, second = (agent(seed=seed, topology="set:drop=importance").learn(45) for seed in (0, 1))
+    first.save(tmp_path / "agent.zip")
+    loaded = SparseTD3.load(tmp_path / "agent.zip", env=reach())  # its sparsifiers come with the first update
+    assert loaded.adaptation_state()["actor"]["importance"]["totals"]["mu.0"].any()
+    loaded.set_parameters(second.get_parameters())
+    assert "mu.0" not in loaded.adaptation_state()["actor"]["importance"]["totals"]
+    loaded.learn(10, reset_num_timesteps=False)
+
+
 @pytest.mark.parametrize("trained", [False, True])
 def test_targets_that_did_not_come_become_copies(trained: bool) -> None:
     first, second = (agent(seed=seed, topology="static") for seed in (0, 1))

@@ -41,13 +41,17 @@ def state_of(optimizer: Optimizer, conv: SparseConv2d) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("birth", ["normal", "gradient"])
-def test_births_by_name_want_single_weights(birth: str) -> None:
-    conv = conv_of("kernel")
+@pytest.mark.parametrize("size", [3, 1])
+def test_births_by_name_want_single_weights(size: int, birth: str) -> None:
+    conv = sparsify(nn.Conv2d(4, 6, size), 0.5, conv_unit="kernel", generator=seeded())
     optimizer = torch.optim.SGD(conv.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match=r"need connections of one weight, but those of '' have 6; make it with"):
+    with pytest.raises(ValueError, match=r"need connections of one weight, but those of '' are whole kernels; make"):
         Sparsifier(conv, optimizer, drop="magnitude", grow="random", birth=birth)
     with pytest.raises(ValueError, match="need connections of one weight"):
         Sparsifier.preset("deepr", conv, optimizer)
+    conv.requires_grad_(False)  # stays as it is
+    head = sparsify(nn.Linear(6, 8), 0.5)
+    Sparsifier.preset("deepr", nn.Sequential(conv, head), torch.optim.SGD(head.parameters(), lr=0.1))
 
 
 @pytest.mark.parametrize("block", [1, 1 << 20])
