@@ -134,13 +134,13 @@ def _merged(known: Arm, given: Arm, where: Path) -> Arm:
     """An arm with further groups, if its settings are the same where both have them."""
     for group in known.settings.keys() & given.settings.keys():
         then, now = known.settings[group], given.settings[group]
-        wrong = differing(then, now, _FREE)
-        if wrong or (known.method, known.of) != (given.method, given.of):
-            name = wrong[0] if wrong else "method"
-            hint = f" and --device {then[name]}" if name == "device" else ""  # auto may be another elsewhere
+        wrong = [(name, then.get(name), now.get(name)) for name in differing(then, now, _FREE)]
+        own = [("method", known.method, given.method), ("the last topology of", known.of, given.of)]
+        for name, before, after in [*wrong, *(each for each in own if each[1] != each[2])]:
+            hint = f" and --device {before}" if name == "device" else ""  # auto may be another elsewhere
             raise UserError(
-                f"arm {known.name!r} of {where} was begun with {name} = {then.get(name)!r}, now it is "
-                f"{now.get(name)!r}; give the command it was begun with{hint}, or choose another --out"
+                f"arm {known.name!r} of {where} was begun with {name} = {before!r}, now it is {after!r}; "
+                f"give the command it was begun with{hint}, or choose another --out"
             )
     latest = {
         group: {**then, **{name: given.settings[group][name] for name in _FREE if name in then}}

@@ -235,6 +235,9 @@ def test_study_that_contradicts_its_beginning() -> None:
         UserError, match=r"arm 'static-0\.9' of S was begun with steps = 100, now it is 200; give the comm"
     ):
         study(arm()).extended(study(arm(steps=200)), Path("S"))
+    then, now = (replace(arm("last", "final-topology"), of=of) for of in ("set-0.9", "srigl-0.9"))
+    with pytest.raises(UserError, match=r"begun with the last topology of = 'set-0\.9', now it is 'srigl-0\.9'; give"):
+        study(then).extended(study(now), Path("S"))
     with pytest.raises(UserError, match="S is a study of agents, not of continual; choose another --out"):
         study().extended(Study("continual", ["digits"], [], [0], [[]]), Path("S"))
 
