@@ -139,7 +139,7 @@ class Sparsifier:
         self._course = course_of_counts(method, model, self.layers, sparsity)
         self.steps = 0
         self.changes = 0
-        self._shown = self._looked = 0
+        self._looks = 0
         self._pending = False
         self._weights = WeightCount(self.layers)
         if method.warmup:
@@ -225,7 +225,7 @@ class Sparsifier:
             return {}
         if self.masks is not None:
             return self.update() if self.every.due(self.steps) else {}
-        self._shown += self._captures.show(self.steps, self._memory)
+        self._looks += self._captures.show(self.steps, self._memory)
         self._pending = self._pending or self.every.due(self.steps)
         rewirings = self.update(closure) if self._pending and allowed else {}
         self._captures.arm(self.steps, self._pending)
@@ -273,7 +273,7 @@ class Sparsifier:
         # A share of none is not looked for; what is may come back to where it was.
         moved = any(rewiring.dropped.numel() or rewiring.grown.numel() for rewiring in rewirings.values())
         if moved or any(whole(self.fraction(self.steps) * view.count) for view in views.values()):
-            self._looked += self.choices.capture_batches if self.needs_capture else 0
+            self._looks += self.choices.capture_batches if self._looks_before_changes else 0
         self._apply_all(rewirings, births)
         return rewirings
 
@@ -333,7 +333,11 @@ class Sparsifier:
     @property
     def looks(self) -> int:
         """Batches of which gradients of places without a connection were worked out: before changes, or all of them."""
-        return self._shown if self._captures.are_shown else self._looked
+        return self._looks
+
+    @property
+    def _looks_before_changes(self) -> bool:
+        return self.needs_capture and not self._captures.are_shown
 
     @property
     def remembered_bytes(self) -> int:
@@ -429,8 +433,7 @@ class Sparsifier:
         return {
             "steps": self.steps,
             "changes": self.changes,
-            "shown": self._shown,
-            "looked": self._looked,
+            "looks": self._looks,
             "pending": self._pending,
             "generators": {name: generator.get_state() for name, generator in self._generators.items()},
             "captures": self._captures.state_dict(),
@@ -450,8 +453,9 @@ class Sparsifier:
                 "build the model as it was when it was saved"
             )
         self.steps, self.changes, self._pending = state["steps"], state["changes"], state["pending"]
-        self._shown = state.get("shown", self.steps)
-        self._looked = state.get("looked", self.changes * self.choices.capture_batches if self.needs_capture else 0)
+        before = self.changes * self.choices.capture_batches if self._looks_before_changes else 0
+        earlier = state.get("shown", self.steps) if self._captures.are_shown else before  # of versions without `looks`
+        self._looks = state.get("looks", earlier)
         if self.importance is not None and state.get("importance") is not None:
             self.importance.load_state_dict(state["importance"])
         self.neurons = replace(self.neurons, gone=dict(state.get("pruned_neurons", {})))

@@ -39,13 +39,14 @@ def constant_fan_in(view: LayerView, count: int, *, ablate_below: float = 0.3) -
     good = neurons[salient[neurons] >= max(ablate_below * total / active.numel(), 1)]
     if not good.numel():
         good = neurons[largest(salient[neurons], 1)]
-    room = _room(view)
+    theirs = view.blocked[~among(view.blocked, view.positions)]
+    room = _room(view, theirs)
     good = _with_room(room, total, good, neurons, salient)
     share = torch.zeros(every, dtype=torch.int64)
     share[good] = _shares(total, salient[good], room[good])
     stay = ~ours | (kept & (_rank_in_row(rows, sizes.masked_fill(~ours, -1)) < share[rows]))
     missing = share - _by_row(rows[stay & ours], every)
-    grown = _steepest_by_row(view, good, stay, missing)
+    grown = _steepest_by_row(view, good, missing, torch.cat([view.positions[stay], theirs]))
     return _settled(view, (~stay).nonzero().squeeze(1), grown)
 
 
@@ -54,10 +55,9 @@ def _by_row(rows: Tensor, every: int) -> Tensor:
     return torch.bincount(rows, minlength=every)
 
 
-def _room(view: LayerView) -> Tensor:
-    """Places of each row where this layer's own connections may be."""
+def _room(view: LayerView, theirs: Tensor) -> Tensor:
+    """Places of each row where this layer's own connections may be; `theirs` are taken for good."""
     width = view.shape[1]
-    theirs = view.blocked[~among(view.blocked, view.positions)]
     inside = theirs[among(theirs % width, view.allowed_inputs)]
     return len(view.allowed_inputs) - _by_row(inside // width, view.shape[0])
 
@@ -90,13 +90,12 @@ def _shares(total: int, salient: Tensor, room: Tensor) -> Tensor:
     return share
 
 
-def _steepest_by_row(view: LayerView, good: Tensor, stay: Tensor, missing: Tensor) -> Tensor:
-    """Positions with the largest |gradient|, `missing` of each row, besides those that stay and what is not ours."""
+def _steepest_by_row(view: LayerView, good: Tensor, missing: Tensor, shut: Tensor) -> Tensor:
+    """Positions with the largest |gradient|, `missing` of each row, besides those that are `shut`."""
     width = view.shape[1]
     # One place for all that is found: small pieces kept between large temporaries would pin the heap.
     found, count = torch.empty(int(missing[good].sum()), dtype=torch.int64), 0
-    theirs = view.blocked[~among(view.blocked, view.positions)]
-    shut = torch.cat([view.positions[stay], theirs]).sort().values
+    shut = shut.sort().values
     barred = torch.ones(width, dtype=torch.bool)
     barred[view.allowed_inputs] = False
     shown = view.seen.of_outputs(good)

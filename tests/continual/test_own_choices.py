@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
+from learned import made
 from synthetic import blobs
 
 from continual.benchmarks import make_benchmark
@@ -25,8 +26,7 @@ def learned(
     benchmark: ContinualBenchmark, name: str, *plugins: SupervisedPlugin, tasks: int = 2, **choices: Any
 ) -> Any:
     """The strategy after so many tasks, as plugins have seen it."""
-    given = {"hidden": (60, 60), "seed": 1, "epochs": 2, "batch_size": 16, "learning_rate": 0.1} | choices
-    learner = build_strategy(name, Setup(benchmark, **given, plugins=plugins))
+    learner = made(benchmark, name, plugins=plugins, **{"seed": 1, "epochs": 2, "batch_size": 16} | choices)
     for experience in list(benchmark.train)[:tasks]:
         learner.train(experience, [])
     return learner
